@@ -1,0 +1,1 @@
+"""Tests mirror src/consilium; real data is found by `tests.data`."""
