@@ -1,0 +1,1 @@
+"""Where voxels are, in millimetres: affine, grid and volume, resampling, cropping, contours."""
