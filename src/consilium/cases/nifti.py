@@ -1,0 +1,87 @@
+"""NIfTI files in and out; the only place, with the NIfTI importer, where RAS and (i, j, k) exist."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from consilium.errors import DataError
+from consilium.geometry.affine import Affine
+from consilium.geometry.volume import Grid, Volume
+from consilium.types import Array, FloatArray
+
+RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+IJK_FROM_ZYX = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+COMPRESSION_LEVEL = 1
+"""gzip's fastest: CT noise compresses little better at higher levels, which take 3 to 10 times longer."""
+
+
+def nifti_affine(affine: Affine) -> FloatArray:
+    """(4, 4) from (i, j, k) to RAS millimetres, as NIfTI stores it."""
+    matrix: FloatArray = RAS_FROM_LPS @ affine.matrix @ IJK_FROM_ZYX
+    return matrix
+
+
+def affine_from_nifti(matrix: FloatArray) -> Affine:
+    """The inverse of `nifti_affine`."""
+    return Affine(RAS_FROM_LPS @ np.asarray(matrix, dtype=np.float64) @ IJK_FROM_ZYX)
+
+
+def write_nifti(path: Path, volume: Volume) -> None:
+    """Write a volume as ``.nii.gz``: the same bytes for the same content (no time stamp, no file name).
+
+    NIfTI keeps the affine in single precision; ``case.json`` keeps it exactly.
+    """
+    array = volume.array.view(np.uint8) if volume.array.dtype == np.bool_ else volume.array
+    # The array is C-contiguous in (Z, Y, X), which is Fortran order in (i, j, k): written without a copy.
+    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), nifti_affine(volume.grid.affine))
+    image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(1, 0)
+    image.set_sform(image.affine, code=1)
+    image.set_qform(None, code=0)
+    header = image.header.copy()
+    header["vox_offset"] = 352
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", COMPRESSION_LEVEL, raw, mtime=0) as file:
+        file.write(header.binaryblock + b"\0\0\0\0")
+        contiguous = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        file.write(contiguous.reshape(-1).view(np.uint8).data)
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a 3D NIfTI file; scaling is applied, integer data stays integer where it is not scaled.
+
+    Raises:
+        DataError: If it is no readable 3D NIfTI file, or carries no position in the patient.
+    """
+    try:
+        image = nibabel.load(path)
+        shape = image.shape
+        scaled = image.dataobj.slope not in (1, None) or image.dataobj.inter not in (0, None)
+        array = np.asarray(image.dataobj, dtype=np.float32) if scaled else np.asanyarray(image.dataobj)
+    except (ImageFileError, OSError, EOFError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path.name}: must be a readable NIfTI file; {type(error).__name__} on reading it. "
+            "Copy or convert the file again."
+        ) from error
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise DataError(f"{path.name}: must be a 3D image; found shape {shape}. Export one image per file.")
+    if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+        raise DataError(
+            f"{path.name}: must say where it lies in the patient (sform or qform); both codes are 0. "
+            "Convert it again with a tool that keeps the orientation."
+        )
+    volume = np.ascontiguousarray(array.transpose(2, 1, 0))
+    z, y, x = volume.shape
+    return Volume(volume, Grid((z, y, x), affine_from_nifti(image.affine)))
+
+
+def content_sha256(array: Array) -> str:
+    """Digest of an array's shape, dtype and values, independent of how the file was compressed."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
