@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": set(),
     "losses": set(),
     "federation": set(),
+    "pages": set(),
     "cases": {"geometry"},
     "metrics": {"geometry"},
     "phantoms": {"geometry"},
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"geometry", "cases", "networks"},
     "training": {"geometry", "cases", "networks", "losses", "inference", "metrics"},
     "adaptation": {"geometry", "cases", "networks", "inference", "metrics"},
-    "review": {"geometry", "cases", "metrics", "exporters"},
+    "review": {"geometry", "cases", "metrics", "exporters", "pages"},
 }
 """Package -> what it may import inside consilium; cli may import everything."""
 
