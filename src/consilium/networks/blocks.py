@@ -23,7 +23,8 @@ def instance_norm(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     torch's group and instance norm take up to 45 times as long.
     """
     samples = [
-        torch.batch_norm(sample, weight, bias, None, None, True, 0.0, EPSILON, True) for sample in image.split(1)
+        torch.batch_norm(sample, weight, bias, None, None, True, 0.0, EPSILON, True)
+        for sample in image.split(1)
     ]
     return samples[0] if len(samples) == 1 else torch.cat(samples)
 

@@ -156,7 +156,16 @@ def _norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     parts = [
         torch.ops.aten.native_batch_norm_backward(
-            flow[b : b + 1], hidden[b : b + 1], weight, None, None, mean[b], deviation[b], True, EPSILON, [True] * 3
+            flow[b : b + 1],
+            hidden[b : b + 1],
+            weight,
+            None,
+            None,
+            mean[b],
+            deviation[b],
+            True,
+            EPSILON,
+            [True] * 3,
         )
         for b in range(len(hidden))
     ]

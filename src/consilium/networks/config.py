@@ -112,7 +112,9 @@ class NetworkConfig:
                 )
         for step in (*self.resampling, self.stem_stride):
             if len(step) != self.dims or not set(step) <= {1, 2}:
-                raise ConfigurationError(f"network: a stride must be {self.dims} numbers, 1 or 2; got {step}.")
+                raise ConfigurationError(
+                    f"network: a stride must be {self.dims} numbers, 1 or 2; got {step}."
+                )
         for kernel in self.kernels:
             if len(kernel) != self.dims or any(k < 1 or k % 2 == 0 for k in kernel):
                 raise ConfigurationError(f"network: a kernel must be {self.dims} odd numbers; got {kernel}.")

@@ -28,7 +28,9 @@ def _pads(weight: Tensor) -> Pads:
     return [k // 2 for k in weight.shape[2:]]
 
 
-def convolve(image: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Triple = (1, 1, 1)) -> Tensor:
+def convolve(
+    image: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Triple = (1, 1, 1)
+) -> Tensor:
     """Convolution with zero padding of half a kernel, differentiable.
 
     Args:
@@ -54,7 +56,17 @@ def convolve_backward(
     if sparse:
         grad, image = grad.to_mkldnn(), image.to_mkldnn()
     grad_image, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, image, weight, None, stride, _pads(weight), [1, 1, 1], False, [0, 0, 0], 1, [needs_image, True, False]
+        grad,
+        image,
+        weight,
+        None,
+        stride,
+        _pads(weight),
+        [1, 1, 1],
+        False,
+        [0, 0, 0],
+        1,
+        [needs_image, True, False],
     )
     return (_dense(grad_image) if needs_image else None), _dense(grad_weight)
 

@@ -94,9 +94,7 @@ class Walk:
             add_steps_(first, branch_steps(second, self._parameters(place), plan), plan, sign=-1.0)
         return first, second
 
-    def uncouple_backward(
-        self, halves: Halves, grads: Halves, couplings: Couplings
-    ) -> tuple[Halves, Halves]:
+    def uncouple_backward(self, halves: Halves, grads: Halves, couplings: Couplings) -> tuple[Halves, Halves]:
         """Undo `couple` and carry the gradients across it, in place."""
         (first, second), (grad_first, grad_second) = halves, grads
         for plan, place in reversed(couplings):
@@ -112,7 +110,9 @@ class Walk:
     def go_down(self, halves: Halves, scale: int) -> Halves:
         """Copy the descending channels to the next coarser scale."""
         matrix, stride = self._matrix(scale)
-        down = [downsample(h, matrix, stride, on_grid=self.plan.on_grid) for h in self._descending(halves, scale)]
+        down = [
+            downsample(h, matrix, stride, on_grid=self.plan.on_grid) for h in self._descending(halves, scale)
+        ]
         return down[0], down[1]
 
     def go_up(self, halves: Halves, coarse: Halves, scale: int) -> None:
@@ -241,7 +241,9 @@ class ReversibleTrunk(torch.autograd.Function):
     """The walk over the trunk; keeps two halves of the last state and rebuilds everything before it."""
 
     @staticmethod
-    def forward(ctx: Any, plan: TrunkPlan, first: Tensor, second: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, plan: TrunkPlan, first: Tensor, second: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         halves = (first.detach(), second.detach())
         if plan.on_grid:
             round_to_grid_(halves)

@@ -157,7 +157,8 @@ class InvertibleTrunk(nn.Module):
 
         def silent(stages: tuple[Couplings, ...]) -> tuple[Couplings, ...]:
             return tuple(
-                tuple((dataclasses.replace(branch, seed=None), place) for branch, place in stage) for stage in stages
+                tuple((dataclasses.replace(branch, seed=None), place) for branch, place in stage)
+                for stage in stages
             )
 
         return dataclasses.replace(plan, encoder=silent(plan.encoder), decoder=silent(plan.decoder)), tensors

@@ -24,7 +24,9 @@ from consilium.networks.convolution import convolve
 class Convolution(nn.Module):
     """Convolution, instance norm, leaky ReLU and channel dropout."""
 
-    def __init__(self, config: NetworkConfig, channels: tuple[int, int], *, kernel: Triple, stride: Triple) -> None:
+    def __init__(
+        self, config: NetworkConfig, channels: tuple[int, int], *, kernel: Triple, stride: Triple
+    ) -> None:
         super().__init__()
         before, after = channels
         self.stride, self.dropout, self.bf16 = stride, config.dropout, config.bf16
@@ -108,7 +110,9 @@ class UNet3d(nn.Module):
             before = after
         for scale in range(config.scales - 1):
             after = config.channels[scale]
-            self.upsampling.append(Upsampling(config, (config.channels[scale + 1], after), stride=steps[scale]))
+            self.upsampling.append(
+                Upsampling(config, (config.channels[scale + 1], after), stride=steps[scale])
+            )
             self.decoder.append(self._stage(scale, 2 * after, kernels[scale], (1, 1, 1)))
         self.heads = nn.ModuleList(Head(c, config.out_channels) for c in config.channels[: config.heads])
 
