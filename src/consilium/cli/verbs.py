@@ -1,0 +1,71 @@
+"""The table of verbs; a verb's module is loaded only when it is called or its help is shown."""
+
+import importlib
+from typing import Any
+
+import typer
+import typer.core
+import typer.main
+
+VERBS: dict[str, str] = {
+    "demo": "consilium.cli.demo:demo",
+}
+"""Verb -> ``module:function`` (a typer-annotated function) or ``module:app`` (a typer application)."""
+
+HELP = """Hospitals learn one contouring model together while every record stays home.
+
+The usual way: [bold]import[/bold] a folder into a dataset, look at it with [bold]info[/bold],
+[bold]train[/bold] a run on it, [bold]evaluate[/bold] the run, and [bold]contour[/bold] a CT with it.
+[bold]consilium demo[/bold] does all of this on phantom patients.
+"""
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """A group of commands that imports a verb's module on demand."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every verb, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load one verb."""
+        return load_verb(cmd_name) if cmd_name in VERBS else None
+
+
+def load_verb(verb: str) -> Any:
+    """The command of a verb."""
+    module_name, _, attribute = VERBS[verb].partition(":")
+    target: Any = getattr(importlib.import_module(module_name), attribute)
+    if not isinstance(target, typer.Typer):
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        app.command(name=verb)(target)
+        target = app
+    command: Any = typer.main.get_command(target)
+    command.name = verb
+    return command
+
+
+def build_command() -> Any:
+    """The whole command line."""
+    app = typer.Typer(
+        cls=LazyGroup, help=HELP, add_completion=False, rich_markup_mode="rich", no_args_is_help=True
+    )
+
+    def version(value: bool) -> None:
+        if value:
+            import consilium
+
+            typer.echo(f"consilium {consilium.__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        _version: bool = typer.Option(
+            False, "--version", callback=version, is_eager=True, help="Print the version and exit."
+        ),
+    ) -> None:
+        """Hold the options of the whole program."""
+
+    command: Any = typer.main.get_command(app)
+    command.help = HELP
+    return command

@@ -1,0 +1,111 @@
+"""Self-contained HTML pages: no script, no outside request, every text escaped, every table also as CSV."""
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+import consilium
+
+CELL_DIGITS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A paragraph; ``kind`` is ``"plain"``, ``"note"`` or ``"warning"``."""
+
+    text: str
+    kind: str = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableBlock:
+    """A table with a link that saves it as CSV.
+
+    Args:
+        title: Above the table.
+        columns: Headings, with units.
+        rows: Cells; numbers align to the right, None is an empty cell, NaN is shown as "–".
+        note: Below the table.
+        flagged: Numbers of rows (from 0) to mark as needing a look.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+    flagged: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A PNG picture with a caption and, where there are numbers behind it, their CSV."""
+
+    caption: str
+    png: bytes
+    csv_text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading with blocks below it."""
+
+    title: str
+    blocks: Sequence[Text | TableBlock | Figure] = field(default_factory=tuple)
+
+
+def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
+    """The page as one HTML text that needs no other file and runs no script."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = format_cell
+    environment.filters["numeric"] = lambda value: isinstance(value, int | float)
+    environment.filters["csv_link"] = lambda table: _data_uri(table_csv(table).encode(), "text/csv")
+    environment.filters["text_link"] = lambda text: _data_uri(text.encode(), "text/csv")
+    environment.filters["png_link"] = lambda png: _data_uri(png, "image/png")
+    folder = resources.files("consilium.pages")
+    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        subtitle=subtitle,
+        sections=[(s, [(type(b).__name__, b) for b in s.blocks]) for s in sections],
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        version=consilium.__version__,
+    )
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section], *, subtitle: str = "") -> None:
+    """Write `render_page` to ``path``, replacing it in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(render_page(title, sections, subtitle=subtitle), encoding="utf-8")
+    temporary.replace(path)
+
+
+def table_csv(table: TableBlock) -> str:
+    """The table as CSV in full precision; cells that a spreadsheet would run as a formula are quoted."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([["" if cell is None else _defused(cell) for cell in row] for row in table.rows])
+    return text.getvalue()
+
+
+def format_cell(value: object) -> str:
+    """A cell as people read it: four digits, "–" for NaN, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.{CELL_DIGITS}g}"
+    return str(value)
+
+
+def _defused(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@" else cell
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
