@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from consilium.errors import ConfigurationError, GeometryError
+from consilium.geometry.marching_cubes import compute_block_areas
 from consilium.metrics.distance import distances_to_nearest
 from consilium.metrics.surface import bounding_box, compute_surface_distances
-from consilium.metrics.surfels import compute_surfel_areas
 from consilium.types import Array, Mask, Triple
 from tests.metrics.shapes import ball, box, speckle
 
@@ -19,7 +19,7 @@ SPACINGS = [(1.0, 1.0, 1.0), (3.0, 0.7, 1.1), (0.5, 2.0, 1.25)]
 def brute_surface(mask: Mask, spacing: Triple) -> tuple[Array, Array]:
     """Positions and areas of the surface elements, corner by corner in plain loops."""
     padded = np.pad(mask, 1)
-    areas = compute_surfel_areas(spacing)
+    areas = compute_block_areas(spacing)
     points, weights = [], []
     for z in range(padded.shape[0] - 1):
         for y in range(padded.shape[1] - 1):
@@ -173,7 +173,7 @@ def test_figures_equal_google_surface_distance(spacing: Triple, rng: np.random.G
         peer = pytest.importorskip("surface_distance", reason="the peer package surface-distance is absent")
     lookup = pytest.importorskip("surface_distance.lookup_tables")
     areas = lookup.create_table_neighbour_code_to_surface_area(spacing)
-    np.testing.assert_allclose(compute_surfel_areas(spacing), areas, atol=1e-12)
+    np.testing.assert_allclose(compute_block_areas(spacing), areas, atol=1e-12)
     pairs = [(speckle(rng, (9, 11, 10), p), speckle(rng, (9, 11, 10), 0.4)) for p in (0.02, 0.3, 0.7)]
     shape = (20, 40, 40)
     pairs.append((ball(shape, (9, 20, 19), 8.0, spacing), ball(shape, (10, 18, 22), 7.0, spacing)))

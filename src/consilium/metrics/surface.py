@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from consilium.errors import ConfigurationError, GeometryError
+from consilium.geometry.marching_cubes import FULL, compute_block_areas, neighbour_codes
 from consilium.metrics.distance import distances_to_nearest
-from consilium.metrics.surfels import FULL, compute_surfel_areas, neighbour_codes
 from consilium.types import Array, FloatArray, Mask, Triple
 
 SURFACE_DEFINITION = "marching-cubes surface elements weighted by area (Nikolov et al. 2021)"
@@ -119,7 +119,7 @@ def compute_surface_distances(reference: Mask, prediction: Mask, spacing_zyx_mm:
     """
     check_masks(reference, prediction, spacing_zyx_mm)
     box = bounding_box(reference, prediction)
-    areas = compute_surfel_areas(spacing_zyx_mm)
+    areas = compute_block_areas(spacing_zyx_mm)
     codes = [neighbour_codes(_padded(mask[box])) for mask in (reference, prediction)]
     borders = [(code != 0) & (code != FULL) for code in codes]
     points = [np.argwhere(border) for border in borders]

@@ -1,4 +1,4 @@
-"""The area of the surface inside a 2x2x2 block of voxels, derived from geometry for all 256 blocks.
+"""Area and enclosed volume of the surface of a mask, block by block of 2x2x2 voxels, derived from geometry.
 
 A block of eight neighbouring voxel centres is a cube. Where an edge joins an inside to an outside centre,
 the surface passes through the edge's midpoint (marching cubes on a binary image).
@@ -14,6 +14,7 @@ from consilium.types import Array, FloatArray, Triple
 
 Corner = tuple[int, int, int]
 Edge = frozenset[Corner]
+Triangle = tuple[FloatArray, FloatArray, FloatArray]
 
 FULL = 255
 CORNERS: tuple[Corner, ...] = tuple((z, y, x) for z in (1, 0) for y in (1, 0) for x in (1, 0))
@@ -38,7 +39,7 @@ def neighbour_codes(mask: Array) -> Array:
     return codes
 
 
-def compute_surfel_areas(spacing_zyx_mm: Triple) -> FloatArray:
+def compute_block_areas(spacing_zyx_mm: Triple) -> FloatArray:
     """Surface area in mm² inside a 2x2x2 block, for each of the 256 neighbour codes.
 
     Definition: the rarer kind of corner (inside or outside; inside when four and four) is cut off; where a
@@ -61,29 +62,57 @@ def compute_surfel_areas(spacing_zyx_mm: Triple) -> FloatArray:
     return areas
 
 
+def compute_block_volumes() -> FloatArray:
+    """Fraction of a 2x2x2 block that the surface of `compute_block_areas` encloses, per neighbour code.
+
+    Returns:
+        (256,) float64 in [0, 1]; times the voxel volume and summed over a mask's codes it is the volume
+        inside the marching-cubes mesh.
+    """
+    return _volumes().copy()
+
+
+@cache
+def _volumes() -> FloatArray:
+    """By the divergence theorem about the cube's centre; the outer faces lie half an edge from it."""
+    volumes = np.zeros(256)
+    for code in range(1, FULL):
+        rare = _rare_corners(code)
+        flux = sum(_face_share(face, rare) / 2 for face in _faces())
+        for loop in _loops(rare):
+            sign = _outward(loop, rare)
+            flux += sum(sign * _flux(triangle) for triangle in _triangulate(_midpoints(loop)))
+        volumes[code] = flux / 3 if code.bit_count() <= 4 else 1 - flux / 3
+    volumes[FULL] = 1.0
+    return volumes
+
+
 @cache
 def _normals() -> FloatArray:
     """(256, 4, 3): half cross products of up to four triangles per code, at unit spacing."""
     normals = np.zeros((256, 4, 3))
     for code in range(1, FULL):
-        triangles = [t for loop in _loops(code) for t in _triangulate(loop)]
-        for i, (a, b, c) in enumerate(triangles):
-            normals[code, i] = np.cross(b - a, c - a) / 2
+        loops = _loops(_rare_corners(code))
+        triangles = [triangle for loop in loops for triangle in _triangulate(_midpoints(loop))]
+        normals[code, : len(triangles)] = [_half_cross(triangle) for triangle in triangles]
     return normals
 
 
-def _loops(code: int) -> list[list[FloatArray]]:
-    """Closed loops of edge midpoints that bound the surface inside the block."""
+def _rare_corners(code: int) -> frozenset[Corner]:
     rare = code if code.bit_count() <= 4 else FULL ^ code
-    inside = {corner: bool(rare >> bit & 1) for bit, corner in enumerate(CORNERS)}
+    return frozenset(corner for bit, corner in enumerate(CORNERS) if rare >> bit & 1)
+
+
+def _loops(rare: frozenset[Corner]) -> list[list[Edge]]:
+    """Closed loops of cut edges that bound the surface inside the block."""
     neighbours: dict[Edge, list[Edge]] = defaultdict(list)
     for face in _faces():
         edges = [frozenset((face[i], face[(i + 1) % 4])) for i in range(4)]
-        cut = [edge for edge in edges if len({inside[corner] for corner in edge}) == 2]
+        cut = [edge for edge in edges if len(edge & rare) == 1]
         if len(cut) == 2:
             segments = [(cut[0], cut[1])]
         else:
-            segments = [(edges[i], edges[i - 1]) for i in range(4) if cut and inside[face[i]]]
+            segments = [(edges[i], edges[i - 1]) for i in range(4) if cut and face[i] in rare]
         for a, b in segments:
             neighbours[a].append(b)
             neighbours[b].append(a)
@@ -96,8 +125,31 @@ def _loops(code: int) -> list[list[FloatArray]]:
             loop.append(edge)
             del left[edge]
             edge = next((e for e in neighbours[edge] if e in left), None)
-        loops.append([np.mean(np.array(sorted(e), np.float64), axis=0) for e in loop])
+        loops.append(loop)
     return loops
+
+
+def _midpoints(loop: list[Edge]) -> list[FloatArray]:
+    return [np.mean(np.array(sorted(edge), np.float64), axis=0) for edge in loop]
+
+
+def _outward(loop: list[Edge], rare: frozenset[Corner]) -> float:
+    """+1 if the loop's triangles, in order, look away from the corners they cut off, else -1."""
+    points = _midpoints(loop)
+    corners = np.array([corner for edge in loop for corner in edge & rare], np.float64)
+    normal = sum((_half_cross(triangle) for triangle in _triangulate(points)), np.zeros(3))
+    return float(np.sign(normal @ (np.mean(points, axis=0) - corners.mean(axis=0))))
+
+
+def _flux(triangle: Triangle) -> float:
+    return float((sum(triangle, np.zeros(3)) / 3 - 0.5) @ _half_cross(triangle))
+
+
+def _face_share(face: list[Corner], rare: frozenset[Corner]) -> float:
+    """Part of a face of the cube that is cut off with its rare corners."""
+    inside = [corner in rare for corner in face]
+    diagonal = sum(inside) == 2 and inside[0] == inside[2]
+    return 0.25 if diagonal else (0.0, 0.125, 0.5, 0.875, 1.0)[sum(inside)]
 
 
 def _faces() -> list[list[Corner]]:
@@ -116,18 +168,18 @@ def _corner(axis: int, side: int, u: int, v: int) -> Corner:
     return values[0], values[1], values[2]
 
 
-def _triangulate(loop: list[FloatArray]) -> list[tuple[FloatArray, FloatArray, FloatArray]]:
+def _triangulate(loop: list[FloatArray]) -> list[Triangle]:
     if len(loop) == 6:
         ears = [(loop[i], loop[i + 1], loop[(i + 2) % 6]) for i in (0, 2, 4)]
         return [*ears, (loop[0], loop[2], loop[4])]
     fans = [_fan(loop[start:] + loop[:start]) for start in range(len(loop))]
-    return max(fans, key=lambda fan: round(sum(_area(t) for t in fan), 9))
+    return max(fans, key=lambda fan: round(sum(float(np.linalg.norm(_half_cross(t))) for t in fan), 9))
 
 
-def _fan(loop: list[FloatArray]) -> list[tuple[FloatArray, FloatArray, FloatArray]]:
+def _fan(loop: list[FloatArray]) -> list[Triangle]:
     return [(loop[0], b, c) for b, c in pairwise(loop[1:])]
 
 
-def _area(triangle: tuple[FloatArray, FloatArray, FloatArray]) -> float:
+def _half_cross(triangle: Triangle) -> FloatArray:
     a, b, c = triangle
-    return float(np.linalg.norm(np.cross(b - a, c - a))) / 2
+    return np.cross(b - a, c - a) / 2
