@@ -1,10 +1,8 @@
 """Exact distances from points of a grid to the nearest marked voxel; compiled, with anisotropic spacing."""
 
-from typing import Any
-
-import numba
 import numpy as np
 
+from consilium.geometry.compiled import compiled
 from consilium.types import Array, FloatArray, Triple
 
 FAR = np.int16(30000)
@@ -29,8 +27,7 @@ def distances_to_nearest(marked: Array, points: Array, spacing_zyx_mm: Triple) -
     if not len(points):
         return np.zeros(0)
     squared = _squared_in_plane(_steps_along_z(marked), sz, sx)
-    result: FloatArray = _search_along_y(squared, np.ascontiguousarray(points, np.int64), sy)
-    return result
+    return _search_along_y(squared, np.ascontiguousarray(points, np.int64), sy)
 
 
 def _steps_along_z(marked: Array) -> Array:
@@ -43,8 +40,8 @@ def _steps_along_z(marked: Array) -> Array:
     return steps
 
 
-@numba.njit(cache=True)
-def _squared_in_plane(steps: Any, sz: float, sx: float) -> Any:
+@compiled
+def _squared_in_plane(steps: Array, sz: float, sx: float) -> FloatArray:
     """Squared distance within each (z, x) plane of constant y; inf where that plane holds no marked voxel."""
     nz, ny, nx = steps.shape
     out = np.empty((nz, ny, nx), np.float64)
@@ -83,8 +80,8 @@ def _squared_in_plane(steps: Any, sz: float, sx: float) -> Any:
     return out
 
 
-@numba.njit(cache=True)
-def _search_along_y(squared: Any, points: Any, sy: float) -> Any:
+@compiled
+def _search_along_y(squared: FloatArray, points: Array, sy: float) -> FloatArray:
     ny = squared.shape[1]
     out = np.empty(len(points), np.float64)
     for i in range(len(points)):
