@@ -1,7 +1,9 @@
 """The dataset folder: what is written is read back, interruptions lose nothing, identifiers stay private."""
 
 import gzip
+import hashlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from consilium.cases.case import State
+from consilium.cases.case import State, case_to_json
 from consilium.cases.dataset import Added, Dataset, create_dataset, file_name_of, open_dataset
 from consilium.cases.draft import AnnotationDraft
 from consilium.cases.nifti import read_nifti, write_nifti
@@ -183,3 +185,46 @@ def test_the_same_volume_gives_the_same_bytes(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz", volume)
     write_nifti(tmp_path / "b.nii.gz", volume)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_a_damaged_case_is_mended_by_replacing_it(dataset: Dataset) -> None:
+    case, _ = dataset.add(draft())
+    (dataset.case_folder(case.case_id) / "case.json").write_text("{")
+    assert dataset.add(draft(), replace=True)[1] is Added.REPLACED
+    assert dataset.case(case.case_id) == case
+
+
+def test_structures_follow_what_the_cases_say(dataset: Dataset) -> None:
+    dataset.add(draft(1))
+    case, _ = dataset.add(
+        replace(draft(2), annotations=(AnnotationDraft(structure="Rectum", reader="a", state=State.ABSENT),))
+    )
+    assert dataset.structures == ("Bladder", "Prostate", "Rectum")
+    dataset.update(replace(case, annotations=()))
+    assert dataset.structures == ("Bladder", "Prostate")
+    dataset.remove(dataset.case_ids[0])
+    dataset.remove(dataset.case_ids[0])
+    assert dataset.structures == ()
+
+
+def test_five_thousand_cases_are_listed_and_read_in_seconds(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, _ = dataset.add(draft())
+    record = case_to_json(case)
+    manifest = json.loads((dataset.folder / "dataset.json").read_text())
+    for number in range(5000):
+        record["case_id"] = f"case-{number:016x}"
+        text = json.dumps(record).encode()
+        (dataset.folder / "cases" / record["case_id"]).mkdir()
+        (dataset.folder / "cases" / record["case_id"] / "case.json").write_bytes(text)
+        manifest["cases"][record["case_id"]] = hashlib.sha256(text).hexdigest()
+    (dataset.folder / "dataset.json").write_text(json.dumps(manifest))
+    parsed = []
+    monkeypatch.setattr(
+        "consilium.cases.dataset.read_json", lambda path: parsed.append(path) or json.loads(path.read_text())
+    )
+    before = time.process_time()
+    assert sum(len(found.annotations) for found in dataset.cases()) == 3 * 5001
+    assert time.process_time() - before < 8
+    assert len(parsed) == 1

@@ -1,41 +1,41 @@
 """A dataset folder: open it, add cases so that an interruption loses nothing, read images and masks."""
 
-import fcntl
-import hashlib
-import os
-import re
+import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import consilium
-from consilium.cases.case import (
-    Annotation,
-    Case,
-    Finding,
-    ImageRecord,
-    Provenance,
-    State,
-    case_from_json,
-    case_to_json,
+from consilium.cases.case import Case, State, case_from_json, case_to_json
+from consilium.cases.commit import (
+    MANIFEST,
+    begin_exchange,
+    dataset_lock,
+    incoming_folder,
+    keep_record,
+    settle,
+    sweep,
+    undo_new,
 )
-from consilium.cases.draft import AnnotationDraft, CaseDraft
-from consilium.cases.files import read_json, sync_folder, write_json
-from consilium.cases.nifti import content_sha256, read_nifti, write_nifti
+from consilium.cases.draft import CaseDraft
+from consilium.cases.files import read_json, write_json
+from consilium.cases.folder import CASE_RECORD, bytes_sha256, file_name_of, path_inside, write_case
+from consilium.cases.nifti import read_nifti
 from consilium.cases.private import PrivatePart
-from consilium.errors import DataError, DatasetError
-from consilium.geometry.volume import Grid, Volume
+from consilium.errors import DatasetError
+from consilium.geometry.volume import Volume
 from consilium.types import Array, Mask
+
+__all__ = ["MANIFEST", "Added", "Dataset", "create_dataset", "file_name_of", "open_dataset"]
 
 DATASET_FORMAT = "consilium-dataset"
 DATASET_VERSION = 1
-MANIFEST = "dataset.json"
 MANIFEST_GRID_TOLERANCE_MM = 0.01
 
 
@@ -72,20 +72,15 @@ class Dataset:
         Raises:
             DatasetError: If the manifest does not list it or its record is damaged.
         """
-        digest = self._manifest()["cases"].get(case_id)
-        if digest is None:
-            raise DatasetError(f"{case_id}: must be listed in {MANIFEST}; it is not.")
-        path = self.case_folder(case_id) / "case.json"
-        case = case_from_json(read_json(path))
-        if _file_sha256(path) != digest:
-            raise DatasetError(
-                f"{case_id}: case.json must have the digest that {MANIFEST} gives; it was changed outside "
-                "consilium or damaged. Import the case again with --replace, or restore it."
-            )
-        return case
+        try:
+            return self._read_case(case_id, self._manifest()["cases"].get(case_id))
+        except DatasetError:
+            if not self._settled(case_id):
+                raise
+        return self._read_case(case_id, self._manifest()["cases"].get(case_id))
 
     def cases(self) -> Iterator[Case]:
-        """Every case, in the order of `case_ids`."""
+        """Every case that the manifest lists at the start, in the order of `case_ids`."""
         for case_id in self.case_ids:
             yield self.case(case_id)
 
@@ -135,68 +130,126 @@ class Dataset:
         return self._load(case, annotation.file).array
 
     def add(self, draft: CaseDraft, *, replace: bool = False) -> tuple[Case, Added]:
-        """Write a case: its private record, then its folder in one rename, then the manifest.
+        """Write a case: its folder aside, then in one rename, its private record, then the manifest.
 
-        Interrupted anywhere, the dataset stays as it was, or holds the whole case. Adding the same source
-        again changes nothing.
+        Interrupted anywhere, by a kill or a full disk, the dataset stays as it was or holds the whole case.
+        Adding the same source again changes nothing. Several processes may add at once.
 
         Raises:
             DatasetError: If the case is there from a source of other content and ``replace`` is false.
+            OSError: If the system cannot write, e.g. because the disk is full.
         """
         private = self.private_part()
         case_id = private.case_id(draft.source_identity)
-        known = case_id in self._manifest()["cases"]
-        if known and not replace:
-            case = self.case(case_id)
-            if dict(case.provenance.source_sha256) != dict(draft.source_sha256):
-                raise DatasetError(
-                    f"{case_id}: is in the dataset from a source of other content. "
-                    "Import with --replace to take the new one."
-                )
-            return case, Added.UNCHANGED
-        incoming = self.folder / "cases" / f".incoming-{case_id}"
-        shutil.rmtree(incoming, ignore_errors=True)
-        try:
-            incoming.mkdir(parents=True)
-            case = _write_case(incoming, draft, case_id, private.patient_id(draft.patient_identity))
-            private.write_record(case_id, draft.private)
-            self._take_in(incoming, case_id)
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
-        self._list(case)
-        return case, Added.REPLACED if known else Added.NEW
+        if not replace and case_id in self._manifest()["cases"]:
+            return self._same_source(self.case(case_id), draft), Added.UNCHANGED
+        with incoming_folder(self.folder, case_id) as incoming:
+            case = write_case(incoming, draft, case_id, private.patient_id(draft.patient_identity))
+            with dataset_lock(self.folder):
+                manifest = self._fresh_manifest()
+                sweep(self.folder, manifest["cases"])
+                digest = manifest["cases"].get(case_id)
+                if digest is not None and not replace:
+                    return self._same_source(self._read_case(case_id, digest), draft), Added.UNCHANGED
+                before = self._undamaged(case_id, digest)
+                try:
+                    begin_exchange(self.folder, case_id, incoming)
+                    private.write_record(case_id, draft.private)
+                    self._list(manifest, case, before)
+                finally:
+                    self._end_exchange(case_id)
+        return case, Added.NEW if digest is None else Added.REPLACED
 
     def update(self, case: Case) -> None:
         """Replace the record of a case that is there; its files must be in its folder already."""
-        write_json(self.case_folder(case.case_id) / "case.json", case_to_json(case))
-        self._list(case)
+        with dataset_lock(self.folder):
+            manifest = self._fresh_manifest()
+            settle(self.folder, case.case_id, manifest["cases"].get(case.case_id))
+            before = self._read_case(case.case_id, manifest["cases"].get(case.case_id))
+            keep_record(self.folder, case.case_id)
+            try:
+                write_json(self.case_folder(case.case_id) / CASE_RECORD, case_to_json(case))
+                self._list(manifest, case, before)
+            finally:
+                settle(self.folder, case.case_id, self._fresh_manifest()["cases"].get(case.case_id))
 
     def remove(self, case_id: str) -> None:
         """Take a case out: from the manifest first, then its folder and its private record."""
-        with self._locked():
-            manifest = self._manifest()
-            manifest["cases"].pop(case_id, None)
-            self._write_manifest(manifest)
-        shutil.rmtree(self.case_folder(case_id), ignore_errors=True)
-        self.private_part().remove_record(case_id)
+        with dataset_lock(self.folder):
+            manifest = self._fresh_manifest()
+            if manifest["cases"].pop(case_id, None) is not None:
+                manifest["structures"] = self._structures_of(manifest["cases"])
+                write_json(self.folder / MANIFEST, manifest)
+            shutil.rmtree(self.case_folder(case_id), ignore_errors=True)
+            self.private_part().remove_record(case_id)
 
-    def _take_in(self, incoming: Path, case_id: str) -> None:
-        target = self.case_folder(case_id)
-        shutil.rmtree(target, ignore_errors=True)
-        incoming.rename(target)
-        sync_folder(target.parent)
+    def _same_source(self, case: Case, draft: CaseDraft) -> Case:
+        if dict(case.provenance.source_sha256) != dict(draft.source_sha256):
+            raise DatasetError(
+                f"{case.case_id}: is in the dataset from a source of other content. "
+                "Import with --replace to take the new one."
+            )
+        return case
 
-    def _list(self, case: Case) -> None:
-        with self._locked():
-            manifest = self._manifest()
-            record = self.case_folder(case.case_id) / "case.json"
-            manifest["cases"][case.case_id] = _file_sha256(record)
-            names = {annotation.structure for annotation in case.annotations}
+    def _read_case(self, case_id: str, digest: str | None) -> Case:
+        if digest is None:
+            raise DatasetError(f"{case_id}: must be listed in {MANIFEST}; it is not.")
+        try:
+            content = (self.case_folder(case_id) / CASE_RECORD).read_bytes()
+        except OSError as error:
+            raise DatasetError(
+                f"{case_id}: {CASE_RECORD} must be readable; {type(error).__name__} on reading it. "
+                "Restore it, or import the case again with --replace."
+            ) from error
+        if bytes_sha256(content) != digest:
+            raise DatasetError(
+                f"{case_id}: case.json must have the digest that {MANIFEST} gives; it was changed outside "
+                "consilium or damaged. Import the case again with --replace, or restore it."
+            )
+        return case_from_json(json.loads(content))
+
+    def _end_exchange(self, case_id: str) -> None:
+        """Clear up as the manifest says, whether the exchange went well or not; the caller holds the lock."""
+        listed: str | None = self._fresh_manifest()["cases"].get(case_id)
+        if listed is None:
+            undo_new(self.folder, case_id)
+        else:
+            settle(self.folder, case_id, listed)
+
+    def _undamaged(self, case_id: str, digest: str | None) -> Case | None:
+        """The case that is to be replaced; None where there is none, or only a damaged one."""
+        try:
+            return self._read_case(case_id, digest)
+        except DatasetError:
+            return None
+
+    def _settled(self, case_id: str) -> bool:
+        """End what a killed writer left of this case, waiting for a living one; False where one cannot."""
+        try:
+            with dataset_lock(self.folder):
+                settle(self.folder, case_id, self._fresh_manifest()["cases"].get(case_id))
+        except OSError:
+            return False
+        return True
+
+    def _list(self, manifest: dict[str, Any], case: Case, before: Case | None) -> None:
+        """Write the manifest with this case's record; the caller holds the lock."""
+        record = self.case_folder(case.case_id) / CASE_RECORD
+        manifest["cases"][case.case_id] = bytes_sha256(record.read_bytes())
+        names = {annotation.structure for annotation in case.annotations}
+        gone = {annotation.structure for annotation in before.annotations} - names if before else set()
+        if gone:
+            manifest["structures"] = self._structures_of(manifest["cases"])
+        else:
             manifest["structures"] = sorted(names | set(manifest["structures"]))
-            self._write_manifest(manifest)
+        write_json(self.folder / MANIFEST, manifest)
+
+    def _structures_of(self, listed: Mapping[str, str]) -> list[str]:
+        cases = (self._read_case(case_id, digest) for case_id, digest in listed.items())
+        return sorted({annotation.structure for case in cases for annotation in case.annotations})
 
     def _load(self, case: Case, file: str) -> Volume:
-        volume = read_nifti(_inside(self.case_folder(case.case_id), file))
+        volume = read_nifti(path_inside(self.case_folder(case.case_id), file))
         if not volume.grid.is_same_as(case.image.grid, MANIFEST_GRID_TOLERANCE_MM):
             raise DatasetError(
                 f"{case.case_id}/{file}: must lie on the grid of case.json within "
@@ -204,22 +257,19 @@ class Dataset:
             )
         return Volume(volume.array, case.image.grid)
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> Mapping[str, Any]:
+        """The manifest to read from: parsed again only when the file was replaced."""
+        path = self.folder / MANIFEST
+        try:
+            status = path.stat()
+        except OSError:
+            return self._fresh_manifest()
+        return _parsed_manifest(path, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+    def _fresh_manifest(self) -> dict[str, Any]:
+        """The manifest to change; the caller holds the lock."""
         manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         return manifest
-
-    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        write_json(self.folder / MANIFEST, manifest)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time, across processes."""
-        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def create_dataset(folder: Path) -> Dataset:
@@ -235,16 +285,18 @@ def create_dataset(folder: Path) -> Dataset:
             f"{folder.name}: must be empty or a dataset; it holds other files. Name a new folder."
         )
     (folder / "cases").mkdir(parents=True, exist_ok=True)
-    PrivatePart(folder / "private", create=True)
-    manifest = {
-        "format": DATASET_FORMAT,
-        "version": DATASET_VERSION,
-        "created_by": f"consilium {consilium.__version__}",
-        "structures": [],
-        "cases": {},
-    }
-    write_json(folder / MANIFEST, manifest)
-    return Dataset(folder)
+    with dataset_lock(folder):
+        if not (folder / MANIFEST).exists():
+            PrivatePart(folder / "private", create=True)
+            manifest = {
+                "format": DATASET_FORMAT,
+                "version": DATASET_VERSION,
+                "created_by": f"consilium {consilium.__version__}",
+                "structures": [],
+                "cases": {},
+            }
+            write_json(folder / MANIFEST, manifest)
+    return open_dataset(folder)
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -266,3 +318,10 @@ def open_dataset(folder: Path) -> Dataset:
             f"found {found}. Bring it up to date with: consilium standardise DATASET"
         )
     return Dataset(folder)
+
+
+@lru_cache(maxsize=8)
+def _parsed_manifest(path: Path, stamp: tuple[int, int, int]) -> Mapping[str, Any]:
+    """The manifest of this stamp; the stamp is the cache's key, for every write makes a new file."""
+    manifest: Mapping[str, Any] = read_json(path)
+    return manifest
