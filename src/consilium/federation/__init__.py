@@ -1,0 +1,3 @@
+"""Hospitals learn together: rounds, checked updates, an order-independent sum, a journal. Knows arrays,
+never images.
+"""

@@ -1,0 +1,107 @@
+"""Many sites in one process: the same desk, frames, checks and journal as between hospitals, carried by a
+function call.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from consilium.federation.desk import Desk, Notice
+from consilium.federation.events import Watch, ignore_event
+from consilium.federation.journal import Journal
+from consilium.federation.local import LocalUpdate
+from consilium.federation.parameters import Parameters
+from consilium.federation.rounds import run_rounds
+from consilium.federation.settings import FederationSettings
+from consilium.federation.site import Carrier, Site
+from consilium.federation.store import MemoryStore, SiteStore
+from consilium.federation.uploads import Arrival
+from consilium.types import Array
+
+IDLE_S = 0.002
+
+
+def carry_in_memory(desk: Desk, site: str) -> Carrier:
+    """The way from a site to a desk in the same process."""
+    return lambda frame: desk.answer(site, frame)
+
+
+def simulate(
+    settings: FederationSettings,
+    initial: Mapping[str, Array],
+    updates: Mapping[str, LocalUpdate],
+    folder: Path,
+    *,
+    workers: int = 1,
+    stores: Callable[[str], SiteStore] = lambda name: MemoryStore(),
+    watch: Watch = ignore_event,
+) -> Parameters:
+    """Run a whole federation here: the coordinator in this thread, the sites in ``workers`` others.
+
+    Args:
+        settings: The federation.
+        initial: The first model.
+        updates: Site -> its training. Enrolled sites without one stay absent.
+        folder: The coordinator's journal; a run that stopped goes on from there.
+        workers: Threads that share the sites. With one, sites train in order of name.
+        stores: Where each site remembers; in memory by default.
+        watch: Told what happens.
+
+    Returns:
+        The final travelling parameters.
+
+    Raises:
+        FederationError: As `run_rounds`. What a site's training raises ends the run and is raised here.
+    """
+    journal = Journal(folder)
+    desk = Desk(settings, journal.audit, clock=time.monotonic, report=journal.report)
+    sites = [Site(n, settings, updates[n], stores(n), carry_in_memory(desk, n)) for n in sorted(updates)]
+    stop = threading.Event()
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        shares = [sites[index::workers] for index in range(workers)]
+        work = [pool.submit(_step_until, stop, share) for share in shares]
+        try:
+            counter = _Workplace(desk, work)
+            return run_rounds(
+                settings, initial, desk=counter, journal=journal, clock=time.monotonic, watch=watch
+            )
+        finally:
+            stop.set()
+
+
+def _step_until(stop: threading.Event, share: list[Site]) -> None:
+    while share and not stop.is_set():
+        kinds = [site.step().kind for site in share if not stop.is_set()]
+        if "trained" not in kinds:
+            stop.wait(IDLE_S)
+
+
+class _Workplace:
+    """The desk, and an eye on the threads: when a site's training fails, the run ends with that error."""
+
+    def __init__(self, desk: Desk, work: list[Future[None]]) -> None:
+        self._desk = desk
+        self._work = work
+
+    def publish(self, notice: Notice) -> None:
+        self._desk.publish(notice)
+
+    def receive(self, timeout_s: float) -> Arrival | None:
+        for thread in self._work:
+            if thread.done():
+                thread.result()
+        return self._desk.receive(timeout_s)
+
+    def settle(self, arrival: Arrival, verdict: str, reason: str = "", *, keep: bool = False) -> None:
+        self._desk.settle(arrival, verdict, reason, keep=keep)
+
+    def list_present(self) -> set[str]:
+        return self._desk.list_present()
+
+    def close(self) -> None:
+        self._desk.close()
+
+    def finish(self, notice: Notice) -> None:
+        self._desk.finish(notice)

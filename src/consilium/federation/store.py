@@ -1,0 +1,100 @@
+"""What a site remembers between its rounds: small named byte strings, in a folder that one process at a time
+may use.
+"""
+
+import fcntl
+from pathlib import Path
+from typing import Protocol
+
+from consilium.errors import FederationError
+from consilium.federation.durable import remove_leftovers, sync_folder, write_durably
+
+
+class SiteStore(Protocol):
+    """Named byte strings."""
+
+    def read(self, name: str) -> bytes | None: ...
+    def write(self, name: str, content: bytes) -> None: ...
+    def remove(self, name: str) -> None: ...
+    def list_names(self) -> list[str]: ...
+
+
+class FolderStore:
+    """A folder that survives a kill; each write is there whole or not at all.
+
+    Args:
+        folder: Created when absent.
+
+    Raises:
+        FederationError: If another process uses the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._lock = (folder / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            self._lock.close()
+            raise FederationError(
+                f"site folder {folder.name}: one process at a time may use it; another one does. End that "
+                "one first."
+            ) from fault
+        remove_leftovers(folder)
+
+    def read(self, name: str) -> bytes | None:
+        """The content; None if there is none."""
+        path = self._folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the content durably.
+
+        Raises:
+            FederationError: If the disk is full or the folder cannot be written.
+        """
+        try:
+            write_durably(self._folder / name, content)
+        except OSError as fault:
+            raise FederationError(
+                f"site folder {self._folder.name}: {name} could not be written ({fault.strerror}). Free "
+                "space there "
+                "and join again."
+            ) from fault
+
+    def remove(self, name: str) -> None:
+        """Remove it, if it is there."""
+        (self._folder / name).unlink(missing_ok=True)
+        sync_folder(self._folder)
+
+    def list_names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(path.name for path in self._folder.iterdir() if path.is_file() and path.name != "lock")
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._lock.close()
+
+
+class MemoryStore:
+    """The same without a folder: for simulated sites, which are not killed."""
+
+    def __init__(self) -> None:
+        self._contents: dict[str, bytes] = {}
+
+    def read(self, name: str) -> bytes | None:
+        """The content; None if there is none."""
+        return self._contents.get(name)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the content."""
+        self._contents[name] = content
+
+    def remove(self, name: str) -> None:
+        """Remove it, if it is there."""
+        self._contents.pop(name, None)
+
+    def list_names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._contents)

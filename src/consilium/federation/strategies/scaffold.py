@@ -1,0 +1,73 @@
+"""SCAFFOLD: each site corrects its gradients by how they differ from everybody's."""
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+import numpy as np
+
+from consilium.errors import ConfigurationError
+from consilium.federation.parameters import Parameters
+from consilium.federation.strategies.rule import Strategy
+from consilium.types import Array
+
+
+@final
+class Scaffold(Strategy):
+    """The mean of the models, and control variates beside it (twice the bytes in both directions).
+
+    Source: Karimireddy et al., SCAFFOLD, ICML 2020, algorithm 1; global step size ``global_rate``.
+    """
+
+    uses_control: ClassVar[bool] = True
+
+    def __init__(self, global_rate: float = 1.0, control_norm: float = 1e4) -> None:
+        if not (global_rate > 0 and control_norm > 0):
+            raise ConfigurationError(
+                f"scaffold: global_rate and control_norm must be above 0; found {global_rate} and "
+                f"{control_norm}."
+            )
+        self.global_rate, self.control_norm = global_rate, control_norm
+
+    def combine(
+        self, base: Array, mean: Array, memory: Mapping[str, Array], *, round_number: int
+    ) -> tuple[Array, dict[str, Array]]:
+        if self.global_rate == 1.0:
+            return mean, {}
+        return (base + self.global_rate * (mean.astype(np.float64) - base)).astype(base.dtype), {}
+
+
+def combine_control(control: Array, mean_change: Array, *, participating: int, enrolled: int) -> Array:
+    """The coordinator's next control variate: ``c + |S| / N * mean over S of (c_i_new - c_i)``."""
+    new = control + (participating / enrolled) * mean_change.astype(np.float64)
+    return new.astype(control.dtype)
+
+
+def compute_control_variates(
+    received: Mapping[str, Array],
+    trained: Mapping[str, Array],
+    correction: Mapping[str, Array],
+    *,
+    steps: int,
+    learning_rate: float,
+) -> Parameters:
+    """A site's new control variates, the paper's option II: ``(x - y) / (K * rate) - (c - c_i)``.
+
+    Args:
+        received: The model as received (x).
+        trained: The model after training (y).
+        correction: What was added to every gradient (c - c_i).
+        steps: Number of local steps (K), from 1.
+        learning_rate: Step size of plain gradient descent; with another optimiser this is an approximation.
+
+    Raises:
+        ConfigurationError: If ``steps`` or ``learning_rate`` is not above 0.
+    """
+    if steps < 1 or not learning_rate > 0:
+        raise ConfigurationError(
+            f"scaffold: steps and learning_rate must be above 0; found {steps}, {learning_rate}."
+        )
+    new = {}
+    for name, start in received.items():
+        change = (start.astype(np.float64) - trained[name]) / (steps * learning_rate)
+        new[name] = (change - correction[name]).astype(start.dtype)
+    return new

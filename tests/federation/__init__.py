@@ -1,0 +1,1 @@
+"""Tests of the federation, on arrays of a few elements."""
