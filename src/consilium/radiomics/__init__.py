@@ -1,0 +1,1 @@
+"""Radiomics: features of an image inside a contour, by the Image Biomarker Standardisation Initiative."""
