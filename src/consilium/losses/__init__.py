@@ -1,1 +1,1 @@
-"""Losses on logits: Dice and cross-entropy per structure, unknown structures left out, at one or several scales."""
+"""Losses on logits: Dice and cross-entropy per structure, unknown ones left out, at one or several scales."""

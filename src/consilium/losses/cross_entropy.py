@@ -6,7 +6,7 @@ from consilium.losses.partial import StructureSums, compute_structure_sums
 
 
 def cross_entropy_from_sums(sums: StructureSums) -> Tensor:
-    """Mean cross-entropy over the voxels of known structures, in nats; 0 with zero gradient when none is known."""
+    """Mean cross-entropy over the voxels of known structures, in nats; 0 when none is known."""
     return sums.entropy.sum() / sums.voxels.sum().clamp(min=1.0)
 
 

@@ -75,17 +75,17 @@ def downsample_reference(reference: Tensor, coarse: Sequence[int], *, largest: b
 class MultiScaleLoss(nn.Module):
     """`structure_loss` at every scale that has logits, weighted.
 
-    At weights ``(1, 0, 0, …)`` it equals `structure_loss` of the finest logits bit for bit, value and gradient:
-    scales of weight zero are not computed.
+    At weights ``(1, 0, 0, …)`` it equals `structure_loss` of the finest logits bit for bit, value and
+    gradient: scales of weight zero are not computed.
 
     Args:
-        weights: One per scale, finest first, not negative and not all zero; or ``"learned"``: each scale's loss
-            counts ``exp(-v) * loss + v`` with a learned ``v``, which starts at 0.
+        weights: One per scale, finest first, not negative and not all zero; or ``"learned"``: each scale's
+            loss counts ``exp(-v) * loss + v`` with a learned ``v``, which starts at 0.
         scales: Number of scales; needed for learned weights only.
         largest: See `downsample_reference`.
 
-    Source: Krebs et al. 2019 (multi-scale training with a weight on each scale); learned weights after Kendall,
-    Gal, Cipolla 2018, "Multi-task learning using uncertainty to weigh losses", section 3.
+    Source: Krebs et al. 2019 (multi-scale training with a weight on each scale); learned weights after
+    Kendall, Gal, Cipolla 2018, "Multi-task learning using uncertainty to weigh losses", section 3.
     """
 
     def __init__(
@@ -97,7 +97,8 @@ class MultiScaleLoss(nn.Module):
         if isinstance(weights, str):
             if weights != "learned" or not scales:
                 raise ConfigurationError(
-                    f"loss: weights must be numbers, or 'learned' with the number of scales; got {weights!r}, {scales}."
+                    "loss: weights must be numbers, or 'learned' with the number of scales; "
+                    f"got {weights!r} and {scales}."
                 )
             self.log_variance = nn.Parameter(torch.zeros(scales))
             self._weights: tuple[float, ...] = (1.0,) * scales
@@ -118,9 +119,7 @@ class MultiScaleLoss(nn.Module):
             ConfigurationError: The weights are learned, negative, or all zero.
         """
         if self.log_variance is not None:
-            raise ConfigurationError(
-                "loss: learned weights cannot be set. Build the loss with fixed weights."
-            )
+            raise ConfigurationError("loss: learned weights cannot be set. Build it with fixed weights.")
         self._weights = _check_weights(weights)
 
     def forward(self, logits: Sequence[Tensor], reference: Tensor, known: Tensor) -> Tensor:
@@ -134,7 +133,7 @@ class MultiScaleLoss(nn.Module):
         """
         if len(logits) > len(self._weights):
             raise ConfigurationError(
-                f"loss: {len(self._weights)} weights are given, but the network has {len(logits)} scales of logits."
+                f"loss: a weight per scale is needed; got {len(self._weights)} for {len(logits)} logits."
             )
         total: Tensor | None = None
         for scale, one in enumerate(logits):

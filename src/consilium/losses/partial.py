@@ -1,4 +1,4 @@
-"""Sums over voxels per structure in one lean pass, from which every loss follows; unknown structures untouched."""
+"""Sums over voxels per structure in one lean pass, from which every loss follows; unknown ones untouched."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -35,7 +35,8 @@ def check_target(logits: Tensor, reference: Tensor, known: Tensor) -> None:
     """
     if reference.shape != logits.shape:
         raise ConfigurationError(
-            f"loss: reference must have the logits' shape {tuple(logits.shape)}; got {tuple(reference.shape)}."
+            f"loss: the reference must have the logits' shape {tuple(logits.shape)}; "
+            f"got {tuple(reference.shape)}."
         )
     if known.shape != logits.shape[:2] or known.dtype != torch.bool:
         raise ConfigurationError(
@@ -56,7 +57,7 @@ def compute_structure_sums(logits: Tensor, reference: Tensor, known: Tensor) -> 
         ConfigurationError: From `check_target`.
     """
     check_target(logits, reference, known)
-    sums = _StructureSums.apply(logits, reference, known)
+    sums = _StructureSums.apply(logits, reference, known)  # type: ignore[no-untyped-call]
     voxels = known.to(sums.dtype) * logits[0, 0].numel()
     return StructureSums(sums[..., 0], sums[..., 1], sums[..., 2], sums[..., 3], voxels)
 
@@ -69,7 +70,7 @@ def _slabs(volume: Tensor) -> Iterator[slice]:
 
 
 class _StructureSums(torch.autograd.Function):
-    """Forward (B, S, 4): overlap, predicted, reference, entropy; backward recomputes the sigmoid slab by slab."""
+    """Forward (B, S, 4): overlap, predicted, reference, entropy; backward recomputes the sigmoid by slabs."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reference: Tensor, known: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What both networks are made of: instance norm that is fast in channels-last, dropout, voxels <-> channels."""
+"""What both networks are made of: instance norm fast in channels-last, dropout, voxels <-> channels."""
 
 import math
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,15 +17,20 @@ EPSILON = 1e-5
 """Added to the variance in instance norm."""
 
 
+def run_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """``function.apply(*inputs)``, which torch leaves untyped."""
+    return function.apply(*inputs)  # type: ignore[no-untyped-call]
+
+
 def instance_norm(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Each channel of each sample to mean ``bias`` and standard deviation ``weight``.
 
-    It runs as a batch norm over single samples: in channels-last layout, where bfloat16 convolution is fastest,
-    torch's group and instance norm take up to 45 times as long.
+    It runs as a batch norm over single samples: in channels-last layout, where bfloat16 convolution is
+    fastest, torch's group and instance norm take up to 45 times as long backwards.
     """
     samples = [
         torch.batch_norm(sample, weight, bias, None, None, True, 0.0, EPSILON, True)
-        for sample in image.split(1)
+        for sample in image.split(1)  # type: ignore[no-untyped-call]
     ]
     return samples[0] if len(samples) == 1 else torch.cat(samples)
 
@@ -43,7 +49,7 @@ def draw_seed() -> int:
 
 
 def space_to_channels(image: Tensor, stride: Triple) -> Tensor:
-    """(B, C, Z, Y, X) -> (B, C * r, Z / sz, Y / sy, X / sx); r = sz * sy * sx, channel c * r + (dz, dy, dx)."""
+    """(B, C, Z, Y, X) -> (B, C * r, Z / sz, Y / sy, X / sx); channel c * r + place in the block."""
     batch, channels, size_z, size_y, size_x = image.shape
     sz, sy, sx = stride
     split = image.reshape(batch, channels, size_z // sz, sz, size_y // sy, sy, size_x // sx, sx)
@@ -67,6 +73,14 @@ def pad_to_multiple(image: Tensor, stride: Triple) -> Tensor:
     if not any(pads):
         return image
     return functional.pad(image, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
+
+
+def crop(image: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The first ``sizes`` (Z, Y, X) voxels; the tensor itself where nothing is cut: a slice costs a copy."""
+    for axis, size in enumerate(sizes, start=2):
+        if image.shape[axis] != size:
+            image = image.narrow(axis, 0, size)
+    return image
 
 
 def as_three(step: tuple[int, ...]) -> Triple:

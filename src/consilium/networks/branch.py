@@ -1,5 +1,6 @@
-"""The residual branch of a coupling: its value, and its gradients by hand, so that only three maps live at once."""
+"""The residual branch of a coupling: its value, and its gradients by hand, so that few maps live at once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -7,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from consilium.networks.blocks import EPSILON, SLOPE, Triple, draw_channel_mask, instance_norm
+from consilium.networks.blocks import EPSILON, SLOPE, Triple, draw_channel_mask, instance_norm, run_function
 from consilium.networks.convolution import convolve, convolve_backward
-from consilium.networks.resampling import GRID
+from consilium.networks.lifting import GRID
 
 Parameters: TypeAlias = tuple[Tensor, ...]
-"""(first weight, norm weight, norm bias, second weight, second bias); without norm the norm weight is absent."""
+"""(first weight, norm weight, first bias, second weight, second bias); the norm weight only with a norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def _hidden(value: Tensor, parameters: Parameters, plan: BranchPlan) -> Tensor:
 
 
 def branch_steps(stream: Tensor, parameters: Parameters, plan: BranchPlan) -> Tensor:
-    """The branch's value times GRID (times 1 off the grid) before rounding, in the working dtype; differentiable."""
+    """The branch's value before rounding, times GRID on the grid, in the working dtype; differentiable."""
     value = stream.to(_working(stream, plan))
     hidden = _hidden(value, parameters, plan)
     if plan.normed:
@@ -75,21 +76,41 @@ def _second(hidden: Tensor, parameters: Parameters, plan: BranchPlan, dtype: tor
 
 
 def branch_value(stream: Tensor, parameters: Parameters, plan: BranchPlan) -> Tensor:
-    """The residual that a coupling adds, in the stream's dtype, on the grid; differentiable (the plain path)."""
+    """The residual that a coupling adds, in the stream's dtype; differentiable (the plain path)."""
     steps = branch_steps(stream, parameters, plan).to(stream.dtype)
     if plan.on_grid(stream.dtype):
-        rounded: Tensor = RoundToInteger.apply(steps)
+        rounded: Tensor = run_function(RoundToInteger, steps)
         return rounded * (1.0 / GRID)
     return steps
 
 
+_SLAB = 2**17
+"""Numbers converted and added at once: they stay in the cache and out of the memory peak."""
+
+
+def _slabs(image: Tensor) -> Iterator[slice]:
+    step = max(1, _SLAB * image.shape[2] // max(image.numel(), 1))
+    for start in range(0, image.shape[2], step):
+        yield slice(start, start + step)
+
+
 def add_steps_(stream: Tensor, steps: Tensor, plan: BranchPlan, *, sign: float) -> None:
-    """``stream += sign * value`` in place, where ``steps`` came from `branch_steps`."""
-    steps = steps.to(stream.dtype)
-    if plan.on_grid(stream.dtype):
-        stream.add_(steps.round_(), alpha=sign / GRID)
-    else:
-        stream.add_(steps, alpha=sign)
+    """``stream += sign * value`` in place, where ``steps`` are `branch_steps` and may be overwritten."""
+    for slab in _slabs(stream):
+        part = steps[:, :, slab].to(stream.dtype)
+        if plan.on_grid(stream.dtype):
+            stream[:, :, slab].add_(part.round_(), alpha=sign / GRID)
+        else:
+            stream[:, :, slab].add_(part, alpha=sign)
+
+
+def accumulate_(total: Tensor, part: Tensor) -> None:
+    """``total += part`` where ``part`` may be of a narrower dtype (slower to add than to convert)."""
+    if part.dtype == total.dtype:
+        total.add_(part)
+        return
+    for slab in _slabs(total):
+        total[:, :, slab].add_(part[:, :, slab].to(total.dtype))
 
 
 def undo_and_differentiate(
@@ -108,8 +129,7 @@ def undo_and_differentiate(
         The gradient by ``source`` through the branch, in the working dtype, and by each parameter.
     """
     dtype = _working(source, plan)
-    value = source.to(dtype)
-    hidden = _hidden(value, parameters, plan)
+    hidden = _hidden(source.to(dtype), parameters, plan)
     mean = deviation = hidden
     active = hidden
     if plan.normed:
@@ -130,11 +150,12 @@ def undo_and_differentiate(
     del active
     if plan.normed:
         flow, grad_norm, grad_shift = _norm_backward(flow, hidden, parameters[1], mean, deviation)
-        middle = (grad_norm, grad_shift)
+        middle = [grad_norm, grad_shift]
     else:
-        middle = (flow.to(grad.dtype).sum(dim=(0, 2, 3, 4)),)
+        middle = [flow.to(grad.dtype).sum(dim=(0, 2, 3, 4))]
     del hidden, mean, deviation
-    flow, grad_first = convolve_backward(flow, value, parameters[0].to(dtype))
+    # The source is converted a second time: cheaper than to keep the copy across the peak.
+    flow, grad_first = convolve_backward(flow, source.to(dtype), parameters[0].to(dtype))
     assert flow is not None
     gradients = (grad_first, *middle, grad_second, grad_bias)
     return flow, tuple(g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True))
@@ -143,7 +164,8 @@ def undo_and_differentiate(
 def _norm(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`instance_norm` with the statistics (B, C) that its gradient needs."""
     parts = [
-        torch.native_batch_norm(one, weight, bias, None, None, True, 0.0, EPSILON) for one in hidden.split(1)
+        torch.native_batch_norm(one, weight, bias, None, None, True, 0.0, EPSILON)
+        for one in torch.split(hidden, 1)
     ]
     if len(parts) == 1:
         return parts[0][0], parts[0][1][None], parts[0][2][None]
@@ -192,5 +214,5 @@ class Branch(nn.Module):
 
     def tensors(self) -> Parameters:
         """The parameters in the order that `branch_steps` takes."""
-        middle = (self.first_bias,) if self.norm_weight is None else (self.norm_weight, self.first_bias)
+        middle = [self.first_bias] if self.norm_weight is None else [self.norm_weight, self.first_bias]
         return (self.first_weight, *middle, self.second_weight, self.second_bias)

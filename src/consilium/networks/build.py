@@ -44,7 +44,7 @@ def set_output_prior(network: nn.Module, probabilities: Sequence[float]) -> None
     """
     if not isinstance(network, UNet3d | IUNet):
         raise ConfigurationError(
-            f"output prior: a network of this package is needed; got {type(network).__name__}."
+            f"output prior: a network from build_network is needed; got {type(network).__name__}."
         )
     structures = network.config.out_channels
     if len(probabilities) != structures or not all(0.0 <= p <= 1.0 for p in probabilities):

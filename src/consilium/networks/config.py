@@ -108,16 +108,15 @@ class NetworkConfig:
         for name, expected in (("resampling", scales - 1), ("kernels", scales), ("blocks", scales)):
             if len(getattr(self, name)) != expected:
                 raise ConfigurationError(
-                    f"network: {name} must have {expected} entries for {scales} scales; got {getattr(self, name)}."
+                    f"network: {name} must have {expected} entries for {scales} scales; "
+                    f"got {getattr(self, name)}."
                 )
         for step in (*self.resampling, self.stem_stride):
             if len(step) != self.dims or not set(step) <= {1, 2}:
-                raise ConfigurationError(
-                    f"network: a stride must be {self.dims} numbers, 1 or 2; got {step}."
-                )
+                raise ConfigurationError(f"network: strides must be {self.dims} numbers, 1 or 2; got {step}.")
         for kernel in self.kernels:
             if len(kernel) != self.dims or any(k < 1 or k % 2 == 0 for k in kernel):
-                raise ConfigurationError(f"network: a kernel must be {self.dims} odd numbers; got {kernel}.")
+                raise ConfigurationError(f"network: kernels must be {self.dims} odd numbers; got {kernel}.")
         if min(self.blocks) < 1:
             raise ConfigurationError(f"network: blocks must be at least 1 per scale; got {self.blocks}.")
         if self.heads > scales:
@@ -131,8 +130,8 @@ class NetworkConfig:
             finer, coarser = self.channels[scale], self.channels[scale + 1]
             if coarser % (2 * joined) or coarser // joined > finer:
                 raise ConfigurationError(
-                    f"network: channels[{scale + 1}] of an iunet must be a multiple of {2 * joined} and at most "
-                    f"{joined * finer} behind {finer} channels and a step of {step}; got {coarser}."
+                    f"network: channels[{scale + 1}] of an iunet must be a multiple of {2 * joined} and at "
+                    f"most {joined * finer} behind {finer} channels and a step of {step}; got {coarser}."
                 )
 
     @property

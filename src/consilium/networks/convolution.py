@@ -1,10 +1,12 @@
-"""Convolution that never falls into torch's slow small-volume path, and its gradients for hand-written use."""
+"""Convolution that never falls into torch's slow small-volume path, and its gradients by hand."""
 
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from consilium.networks.blocks import run_function
 
 Triple: TypeAlias = tuple[int, int, int]
 Pads: TypeAlias = list[int]
@@ -14,6 +16,9 @@ SLOW_BELOW = 20480
 (aten/src/ATen/native/Convolution.cpp, ``use_mkldnn``): six to fourteen times slower."""
 
 
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
 def is_slow(image: Tensor, weight: Tensor) -> bool:
     """Whether torch would pick its slow convolution for this image (B, C, Z, Y, X)."""
     if image.device.type != "cpu" or image.dtype != torch.float32 or image.shape[0] != 1:
@@ -21,7 +26,7 @@ def is_slow(image: Tensor, weight: Tensor) -> bool:
     _, channels, size_z, size_y, _ = image.shape
     small = channels * size_z * size_y <= SLOW_BELOW
     large_kernel = weight.shape[-1] > 3 and weight.shape[-2] > 3
-    return small and not large_kernel and torch.backends.mkldnn.is_available()
+    return small and not large_kernel and _HAS_ONEDNN
 
 
 def _pads(weight: Tensor) -> Pads:
@@ -43,7 +48,7 @@ def convolve(
         (B, O, ceil(Z / sz), ceil(Y / sy), ceil(X / sx)) in the dtype of ``image``.
     """
     if is_slow(image, weight):
-        result: Tensor = _OneDnnConvolution.apply(image, weight, bias, stride)
+        result: Tensor = run_function(_OneDnnConvolution, image, weight, bias, stride)
         return result
     return functional.conv3d(image, weight, bias, stride=stride, padding=tuple(_pads(weight)))
 
@@ -80,9 +85,7 @@ class _OneDnnConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(image: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple) -> Tensor:
-        result: Tensor = torch.mkldnn_convolution(  # type: ignore[attr-defined]
-            image, weight, bias, _pads(weight), stride, [1, 1, 1], 1
-        )
+        result: Tensor = torch.mkldnn_convolution(image, weight, bias, _pads(weight), stride, [1, 1, 1], 1)
         return result
 
     @staticmethod

@@ -2,18 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from consilium.networks.blocks import Triple
-from consilium.types import FloatArray
-
-GRID = 2.0**16
-"""The invertible stream lives on multiples of 1 / GRID, exact in float32 while its size is below 256."""
-
-_CHUNK = 2**15
-"""Voxels lifted at once: eight rows of them stay in the cache."""
+from consilium.networks.lifting import can_lift_between, lift_between, lift_rows_
 
 
 def compute_haar(stride: Triple) -> Tensor:
@@ -34,90 +27,22 @@ class OrthogonalMatrix(nn.Module):
     section 3.2. The gradient is that of a linear solve, exact; finite differences check it.
     """
 
-    haar: Tensor
+    signs: Tensor
 
     def __init__(self, stride: Triple) -> None:
         super().__init__()
-        haar = compute_haar(stride)
-        self.weight = nn.Parameter(torch.zeros(haar.shape))
-        self.register_buffer("haar", haar.to(torch.get_default_dtype()), persistent=False)
+        signs = torch.sign(compute_haar(stride))
+        self.weight = nn.Parameter(torch.zeros(signs.shape))
+        # Signs, not the matrix: they are exact in whatever dtype the module is moved to.
+        self.register_buffer("signs", signs.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self) -> Tensor:
         skew = self.weight - self.weight.T
         identity = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
-        haar = self.haar.to(skew.dtype) if skew.dtype != torch.float64 else self.exact_haar(skew)
-        return haar @ torch.linalg.solve(identity + skew, identity - skew)
-
-    def exact_haar(self, like: Tensor) -> Tensor:
-        """Haar with entries rounded in float64, whatever the module's first dtype was."""
-        rank = len(self.haar)
-        scale = float(rank) ** -0.5
-        return torch.sign(self.haar).to(like) * scale
-
-
-def compute_rotations(matrix: FloatArray) -> tuple[list[tuple[int, int, float]], FloatArray]:
-    """Plane rotations and signs whose product is an orthogonal matrix.
-
-    Args:
-        matrix: (r, r) orthogonal, float64.
-
-    Returns:
-        Steps ``(i, j, angle)`` and signs (r,), so that applying the signs to the rows of ``x`` and then the
-        rotations in order equals ``matrix @ x``. Angles are within half a turn of a right angle, where three
-        shears do not amplify rounding.
-    """
-    rest, steps = matrix.copy(), []
-    size = len(rest)
-    for column in range(size):
-        for row in range(column + 1, size):
-            head, tail = rest[column, column], rest[row, column]
-            if abs(tail) < 1e-12:
-                continue
-            if head < 0:
-                head, tail = -head, -tail
-            angle = float(np.arctan2(tail, head))
-            cosine, sine = np.cos(angle), np.sin(angle)
-            upper, lower = rest[column].copy(), rest[row].copy()
-            rest[column], rest[row] = cosine * upper + sine * lower, cosine * lower - sine * upper
-            steps.append((column, row, angle))
-    return steps[::-1], np.sign(np.diag(rest))
-
-
-def _shear(rows: Tensor, target: int, source: int, factor: float) -> None:
-    moved = rows[source] * (factor * GRID)
-    rows[target].add_(moved.round_(), alpha=1.0 / GRID)
-
-
-def _rotate(rows: Tensor, i: int, j: int, angle: float) -> None:
-    """Rotate rows i and j by three rounded shears; the negative angle undoes it bit for bit."""
-    half, sine = np.tan(angle / 2.0), np.sin(angle)
-    _shear(rows, i, j, -half)
-    _shear(rows, j, i, sine)
-    _shear(rows, i, j, -half)
-
-
-def lift_(rows: Tensor, matrix: Tensor, *, inverse: bool = False) -> None:
-    """``rows = matrix @ rows`` in place on the grid, within r / GRID of the exact product; exactly invertible.
-
-    Args:
-        rows: (r, N) float32 on multiples of 1 / GRID, contiguous.
-        matrix: (r, r) orthogonal.
-        inverse: Undo it instead.
-    """
-    steps, signs = compute_rotations(matrix.detach().double().cpu().numpy())
-    flipped = [row for row, sign in enumerate(signs) if sign < 0]
-    for start in range(0, rows.shape[1], _CHUNK):
-        chunk = rows[:, start : start + _CHUNK]
-        if not inverse:
-            for row in flipped:
-                chunk[row].neg_()
-            for i, j, angle in steps:
-                _rotate(chunk, i, j, angle)
-        else:
-            for i, j, angle in reversed(steps):
-                _rotate(chunk, i, j, -angle)
-            for row in flipped:
-                chunk[row].neg_()
+        haar = self.signs * len(skew) ** -0.5
+        rotation: Tensor = torch.linalg.solve(identity + skew, identity - skew)
+        matrix: Tensor = haar @ rotation
+        return matrix
 
 
 def gather_rows(image: Tensor, stride: Triple) -> Tensor:
@@ -154,14 +79,6 @@ def coarse_to_rows(image: Tensor, rank: int) -> Tensor:
     return split.permute(4, 0, 1, 2, 3, 5).reshape(rank, -1)
 
 
-def mix(rows: Tensor, matrix: Tensor, *, inverse: bool, on_grid: bool) -> Tensor:
-    """``matrix @ rows`` (or its inverse), lifted where the stream lives on the grid; may reuse ``rows``."""
-    if on_grid and rows.dtype == torch.float32:
-        lift_(rows, matrix, inverse=inverse)
-        return rows
-    return (matrix.T if inverse else matrix) @ rows
-
-
 def fine_shape_of(coarse: Tensor, stride: Triple) -> torch.Size:
     """Shape of the fine image that a coarse one (B, r * k, Z', Y', X') came from."""
     batch, channels, *sizes = coarse.shape
@@ -171,15 +88,52 @@ def fine_shape_of(coarse: Tensor, stride: Triple) -> torch.Size:
 
 
 def downsample(fine: Tensor, matrix: Tensor, stride: Triple, *, on_grid: bool) -> Tensor:
-    """(B, k, Z, Y, X) -> (B, r * k, Z / sz, Y / sy, X / sx), a new tensor, orthogonal."""
-    rows = mix(gather_rows(fine, stride).contiguous(), matrix, inverse=False, on_grid=on_grid)
+    """(B, k, Z, Y, X) -> (B, r * k, Z / sz, Y / sy, X / sx), a new tensor, orthogonal.
+
+    On the grid the product with the matrix is lifted, within r / GRID of the exact one, so that `upsample`
+    undoes it bit for bit.
+    """
+    if on_grid and can_lift_between(fine):
+        coarse = _empty(coarse_shape_of(fine, stride), fine)
+        lift_between(fine, coarse, matrix, up=False)
+        return coarse
+    rows = gather_rows(fine, stride).contiguous()
+    if on_grid:
+        lift_rows_(rows, matrix, inverse=False)
+    else:
+        rows = matrix @ rows
     return rows_to_coarse(rows, fine.shape, stride)
 
 
 def upsample(coarse: Tensor, matrix: Tensor, stride: Triple, *, on_grid: bool) -> Tensor:
     """The exact inverse of `downsample`."""
-    rows = mix(coarse_to_rows(coarse, len(matrix)), matrix, inverse=True, on_grid=on_grid)
-    return scatter_rows(rows, fine_shape_of(coarse, stride), stride)
+    fine = _empty(fine_shape_of(coarse, stride), coarse)
+    upsample_into(fine, coarse, matrix, stride, on_grid=on_grid)
+    return fine
+
+
+def upsample_into(fine: Tensor, coarse: Tensor, matrix: Tensor, stride: Triple, *, on_grid: bool) -> None:
+    """`upsample` written into ``fine``, any strides."""
+    if on_grid and can_lift_between(coarse):
+        lift_between(fine, coarse, matrix, up=True)
+        return
+    rows = coarse_to_rows(coarse, len(matrix)).contiguous()
+    if on_grid:
+        lift_rows_(rows, matrix, inverse=True)
+    else:
+        rows = matrix.T @ rows
+    fine.copy_(scatter_rows(rows, fine.shape, stride))
+
+
+def _empty(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
+
+
+def coarse_shape_of(fine: Tensor, stride: Triple) -> torch.Size:
+    """Shape (B, r * k, Z / sz, Y / sy, X / sx) behind `downsample`."""
+    batch, channels, *sizes = fine.shape
+    rank = stride[0] * stride[1] * stride[2]
+    return torch.Size([batch, channels * rank, *(n // step for n, step in zip(sizes, stride, strict=True))])
 
 
 def downsample_backward(grad: Tensor, fine: Tensor, matrix: Tensor, stride: Triple) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One autograd Function for a whole invertible trunk: backwards it rebuilds the stream instead of storing it."""
+"""One autograd Function for a whole invertible trunk: backwards it rebuilds the stream, storing nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,15 @@ from torch import Tensor
 
 from consilium.errors import RunError
 from consilium.networks.blocks import Triple
-from consilium.networks.branch import BranchPlan, add_steps_, branch_steps, undo_and_differentiate
-from consilium.networks.resampling import GRID, downsample, downsample_backward, upsample, upsample_backward
+from consilium.networks.branch import (
+    BranchPlan,
+    accumulate_,
+    add_steps_,
+    branch_steps,
+    undo_and_differentiate,
+)
+from consilium.networks.lifting import GRID
+from consilium.networks.resampling import downsample, downsample_backward, upsample_backward, upsample_into
 
 Halves: TypeAlias = tuple[Tensor, Tensor]
 Couplings: TypeAlias = tuple[tuple[BranchPlan, slice], ...]
@@ -102,7 +109,7 @@ class Walk:
             flow, by_parameter = undo_and_differentiate(
                 second, first, grad_first, self._parameters(place), plan
             )
-            grad_second.add_(flow)
+            accumulate_(grad_second, flow)
             del flow
             self.gradients.update(zip(range(place.start, place.stop), by_parameter, strict=True))
         return (first, second), (grad_first, grad_second)
@@ -119,7 +126,7 @@ class Walk:
         """Write the coarser scale's halves into the descending channels; also undoes `go_down`."""
         matrix, stride = self._matrix(scale)
         for target, source in zip(self._descending(halves, scale), coarse, strict=True):
-            target.copy_(upsample(source, matrix, stride, on_grid=self.plan.on_grid))
+            upsample_into(target, source, matrix, stride, on_grid=self.plan.on_grid)
 
     def run(self, halves: Halves, outputs: list[Tensor | None]) -> Halves:
         """Encoder and decoder; fills ``outputs`` per scale."""
@@ -260,8 +267,8 @@ class ReversibleTrunk(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.state:
             raise RunError(
-                "iunet: the backward pass consumes the stored stream; found a second backward pass through the "
-                "same forward pass. Run the network again, or build it with reversible=False."
+                "iunet: the backward pass consumes the stored stream; found a second one through the same "
+                "forward pass. Run the network again, or build it with reversible=False."
             )
         given = iter(grads)
         output_grads = [next(given) if present else None for present in ctx.present]

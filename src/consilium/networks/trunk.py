@@ -1,4 +1,4 @@
-"""The invertible trunk: couplings and orthogonal resampling, reversible or by plain autograd, and its inverse."""
+"""The invertible trunk: couplings and orthogonal resampling, reversible or by plain autograd."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from consilium.networks.blocks import Triple, as_three, draw_seed
+from consilium.networks.blocks import Triple, as_three, draw_seed, run_function
 from consilium.networks.branch import Branch, BranchPlan, RoundToInteger, branch_value
 from consilium.networks.config import NetworkConfig
-from consilium.networks.resampling import GRID, OrthogonalMatrix, Resample
+from consilium.networks.lifting import GRID
+from consilium.networks.resampling import OrthogonalMatrix, Resample
 from consilium.networks.reversible import (
     Couplings,
     Halves,
@@ -35,8 +36,8 @@ class InvertibleTrunk(nn.Module):
     """A U-Net whose every step can be undone, so that training stores two halves of one state only.
 
     The state is two halves of ``channels[0] / 2`` channels each. A coupling adds a branch of one half to the
-    other; resampling carries some channels of each half to the next coarser scale by an orthogonal matrix, and
-    the rest waits there as the skip connection. Everything is channels-last inside.
+    other; resampling carries some channels of each half to the next coarser scale by an orthogonal matrix,
+    and the rest waits there as the skip connection. Everything is channels-last inside.
 
     Source: Etmann, Ke, Schönlieb 2020, "iUNets", sections 2 and 3; coupling: Dinh et al. 2014, "NICE".
     """
@@ -135,7 +136,7 @@ class InvertibleTrunk(nn.Module):
             first, second = (half.contiguous(memory_format=layout) for half in (first, second))
         else:
             first, second = (half.clone(memory_format=layout) for half in (first, second))
-        return list(ReversibleTrunk.apply(plan, first, second, *tensors))
+        return list(run_function(ReversibleTrunk, plan, first, second, *tensors))
 
     @torch.no_grad()
     def transform(self, first: Tensor, second: Tensor) -> Halves:
@@ -171,7 +172,7 @@ class InvertibleTrunk(nn.Module):
 def _run_plainly(plan: TrunkPlan, tensors: Sequence[Tensor], halves: Halves) -> list[Tensor]:
     """The same walk by ordinary autograd: every activation is stored, `torch.func` works."""
     if plan.on_grid:
-        first, second = (RoundToInteger.apply(half * GRID) * (1.0 / GRID) for half in halves)
+        first, second = (run_function(RoundToInteger, half * GRID) * (1.0 / GRID) for half in halves)
         halves = first, second
     skips: list[Halves] = []
     outputs: list[Tensor] = []
@@ -203,7 +204,7 @@ def _resample_plainly(
 ) -> Halves:
     matrix, stride = tensors[plan.matrices[scale]], plan.strides[scale]
     parts = halves if up else (halves[0][:, : plan.kept[scale]], halves[1][:, : plan.kept[scale]])
-    first, second = (Resample.apply(part, matrix, stride, up, plan.on_grid) for part in parts)
+    first, second = (run_function(Resample, part, matrix, stride, up, plan.on_grid) for part in parts)
     return first, second
 
 

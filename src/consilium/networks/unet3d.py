@@ -1,7 +1,8 @@
-"""The 3D U-Net with today's defaults: strided convolution, instance norm, leaky ReLU, heads at several scales."""
+"""The 3D U-Net with today's defaults: strided convolution, instance norm, leaky ReLU, several heads."""
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from consilium.networks.blocks import (
     Triple,
     as_three,
     channels_to_space,
+    crop,
     draw_channel_mask,
     draw_seed,
     instance_norm,
@@ -37,9 +39,8 @@ class Convolution(nn.Module):
         nn.init.kaiming_normal_(self.weight, a=SLOPE)
 
     def forward(self, image: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if self.bf16:
-            weight = weight.to(torch.bfloat16)
+        weight: Tensor = self.weight.to(torch.bfloat16) if self.bf16 else self.weight
+        bias = self.bias
         if self.norm_weight is None:
             image = convolve(image, weight, bias.to(weight.dtype), stride=self.stride)
         else:
@@ -62,7 +63,7 @@ class Upsampling(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(1.0 / channels[0]))
 
     def forward(self, image: Tensor) -> Tensor:
-        after, before = self.weight.shape[:2]
+        _, before = self.weight.shape[:2]
         weight = self.weight.flatten(2).transpose(1, 2).reshape(-1, before, 1, 1, 1)
         bias = self.bias.repeat_interleave(math.prod(self.stride))
         if self.bf16:
@@ -123,7 +124,7 @@ class UNet3d(nn.Module):
         return nn.Sequential(
             *(
                 Convolution(self.config, pair, kernel=kernel, stride=step)
-                for pair, step in zip(zip(sizes[:-1], sizes[1:], strict=True), strides, strict=True)
+                for pair, step in zip(pairwise(sizes), strides, strict=True)
             )
         )
 
@@ -134,8 +135,7 @@ class UNet3d(nn.Module):
         return stage(*inputs)
 
     def _join(self, scale: int, coarse: Tensor, skip: Tensor) -> Tensor:
-        up = self.upsampling[scale](coarse)
-        up = up[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
+        up = crop(self.upsampling[scale](coarse), skip.shape[2:])
         joined: Tensor = self.decoder[scale](torch.cat([up, skip], dim=1))
         return joined
 
