@@ -122,6 +122,14 @@ def _plan(
     }
 
 
+def unit_of(definition: Definition, intensity_unit: str) -> str:
+    """The feature's unit with the image's own, e.g. ``"HU^2"``; an image without unit has ``"1"``."""
+    if intensity_unit == "1":
+        plain = {"intensity": "1", "intensity^2": "1", "intensity mm3": "mm3"}
+        return plain.get(definition.unit, definition.unit)
+    return definition.unit.replace("intensity", intensity_unit)
+
+
 def _wanted(tag: str, settings: RadiomicsSettings) -> bool:
     return definitions()[split_tag(tag)[0]].family in settings.families
 
@@ -130,9 +138,6 @@ def _record(
     tag: str, value: float, definition: Definition, settings: RadiomicsSettings, processing: str
 ) -> FeatureValue:
     aggregation = split_tag(tag)[1]
-    unit = definition.unit.replace("intensity", settings.intensity_unit)
-    if settings.intensity_unit == "1" and unit.startswith("1"):
-        unit = definition.unit.replace("intensity^2", "1").replace("intensity ", "").replace("intensity", "1")
     return FeatureValue(
         tag=tag,
         family=definition.family,
@@ -141,6 +146,6 @@ def _record(
         aggregation=aggregation,
         aggregation_code=(AGGREGATION_CODES | PLANE_CODES).get(aggregation, ""),
         value=value if math.isfinite(value) else math.nan,
-        unit=unit,
+        unit=unit_of(definition, settings.intensity_unit),
         processing=processing,
     )

@@ -83,16 +83,14 @@ def _volume_curve(
         steps = np.arange(1.0, count + 1)
         values = np.minimum(np.floor(count * share) + 1, count)
     elif isinstance(how, FixedBinWidth):
-        if how.origin is not None:
-            low = how.origin
-        if intensity_range is not None and all(np.isfinite(intensity_range)):
-            low, high = intensity_range[0] if how.origin is None else low, intensity_range[1]
+        start = how.starts_at(intensity_range)
+        low = low if start is None else start
+        high = high if intensity_range is None else intensity_range[1]
         count = max(int(np.ceil((high - low) / how.width)), 1)
         steps = low + (np.arange(count) + 0.5) * how.width
         values = steps[np.clip(np.floor((values - low) / how.width).astype(int), 0, count - 1)]
     else:
-        if intensity_range is not None and all(np.isfinite(intensity_range)):
-            low, high = intensity_range
+        low, high = (low, high) if intensity_range is None else intensity_range
         if high - low > 1_000_000 or (np.rint(values) != values).any():
             raise GeometryError(
                 f"image: the volume histogram in steps of 1 needs integers; found values of {low:g} to "

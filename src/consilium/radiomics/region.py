@@ -13,7 +13,6 @@ from consilium.geometry.volume import Grid, Volume
 from consilium.radiomics.settings import (
     Discretisation,
     FixedBinNumber,
-    FixedBinWidth,
     IntegerLevels,
     RadiomicsSettings,
 )
@@ -135,18 +134,13 @@ def discretise(
         share = (intensities - low) / (high - low) if high > low else np.zeros(len(intensities))
         levels = np.minimum(np.floor(count * share) + 1, count)
     else:
-        origin = _origin(how, intensity_range, low)
+        start = how.starts_at(intensity_range)
+        origin = low if start is None else start
         levels = np.maximum(np.floor((intensities - origin) / how.width) + 1, 1)
         count = int(levels.max())
     if count > 65535:
         raise GeometryError(f"image: must have at most 65535 grey levels; found {count}. Use wider bins.")
     return levels.astype(np.int32), count
-
-
-def _origin(how: FixedBinWidth, intensity_range: tuple[float, float] | None, low: float) -> float:
-    if how.origin is not None:
-        return how.origin
-    return low if intensity_range is None else intensity_range[0]
 
 
 def _check(image: Array, mask: Mask, spacing_zyx_mm: Triple) -> None:

@@ -19,7 +19,7 @@ class FixedBinNumber:
         if not 2 <= self.bins <= 4096:
             raise ConfigurationError(f"FixedBinNumber: bins must lie in 2 … 4096; found {self.bins}.")
 
-    def describe(self, unit: str) -> str:
+    def describe(self, unit: str, intensity_range: tuple[float, float] | None) -> str:
         """Words for the record."""
         return f"fixed bin number {self.bins}"
 
@@ -41,9 +41,16 @@ class FixedBinWidth:
         if not (np.isfinite(self.width) and self.width > 0):
             raise ConfigurationError(f"FixedBinWidth: width must be > 0; found {self.width}.")
 
-    def describe(self, unit: str) -> str:
+    def starts_at(self, intensity_range: tuple[float, float] | None) -> float | None:
+        """Lower end of level 1; None where it is the region's least intensity."""
+        if self.origin is None and intensity_range is not None:
+            return intensity_range[0]
+        return self.origin
+
+    def describe(self, unit: str, intensity_range: tuple[float, float] | None) -> str:
         """Words for the record."""
-        origin = "least" if self.origin is None else f"{self.origin:g} {unit}"
+        start = self.starts_at(intensity_range)
+        origin = "the least intensity" if start is None else f"{start:g} {unit}"
         return f"fixed bin width {self.width:g} {unit} from {origin}"
 
 
@@ -51,9 +58,9 @@ class FixedBinWidth:
 class IntegerLevels:
     """The intensities are integers and are levels already; for the volume histogram, steps of 1."""
 
-    def describe(self, unit: str) -> str:
+    def describe(self, unit: str, intensity_range: tuple[float, float] | None) -> str:
         """Words for the record."""
-        return "integers as they are"
+        return "steps of 1"
 
 
 Discretisation = FixedBinNumber | FixedBinWidth | IntegerLevels
@@ -99,9 +106,10 @@ class RadiomicsSettings:
             raise ConfigurationError(
                 f"resampled_spacing_zyx_mm: must be three positive lengths in mm; found {spacing}."
             )
-        if self.intensity_range is not None and not self.intensity_range[0] < self.intensity_range[1]:
+        ends = self.intensity_range
+        if ends is not None and not (np.isfinite(ends).all() and ends[0] < ends[1]):
             raise ConfigurationError(
-                f"intensity_range: the lower end must be below the upper; found {self.intensity_range}."
+                f"intensity_range: must be two finite intensities, the lower first; found {ends}."
             )
         if self.outlier_sigma is not None and not self.outlier_sigma > 0:
             raise ConfigurationError(f"outlier_sigma: must be > 0; found {self.outlier_sigma}.")
@@ -136,8 +144,9 @@ class RadiomicsSettings:
             parts.append(f"{low:g} to {high:g} {unit}")
         if self.outlier_sigma is not None:
             parts.append(f"within {self.outlier_sigma:g} standard deviations")
-        parts.append(self.discretisation.describe(unit))
-        parts.append(f"volume histogram: {self.volume_histogram.describe(unit)}")
+        parts.append(self.discretisation.describe(unit, self.intensity_range))
+        volume_histogram = self.volume_histogram.describe(unit, self.intensity_range)
+        parts.append(f"volume histogram: {volume_histogram}")
         if (self.distance, self.coarseness) != (1, 0):
             parts.append(f"distance {self.distance}, coarseness {self.coarseness}")
         return "; ".join(parts)
