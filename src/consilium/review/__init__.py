@@ -1,0 +1,1 @@
+"""The local web page on which a person looks at contours, corrects them and decides."""

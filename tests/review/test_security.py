@@ -1,0 +1,171 @@
+"""Each guard of the page, as a test that fails when the guard is taken away."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from starlette.testclient import TestClient
+
+from consilium.cases.dataset import Dataset, create_dataset
+from consilium.review import security
+from consilium.review.app import build_app
+from tests.cases.drafts import draft
+
+PORT = 8123
+TOKEN = security.new_token()
+ORIGIN = {"Origin": f"http://127.0.0.1:{PORT}"}
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    dataset = create_dataset(tmp_path / "dataset")
+    dataset.add(draft())
+    return dataset
+
+
+@pytest.fixture
+def stranger(dataset: Dataset) -> Iterator[TestClient]:
+    app = build_app(dataset, token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
+    with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
+        yield client
+
+
+@pytest.fixture
+def client(stranger: TestClient) -> TestClient:
+    assert stranger.get(f"/?token={TOKEN}").status_code == 200
+    return stranger
+
+
+def decision(**changes: object) -> dict[str, object]:
+    asked = {
+        "request_id": "r1",
+        "structure": "Bladder",
+        "reader": "clinical",
+        "verdict": "accepted",
+        "person": "Dr Who",
+        "seen": 0,
+    }
+    return asked | changes
+
+
+def decide(client: TestClient, case_id: str, headers: dict[str, str], **changes: object) -> httpx.Response:
+    return client.post(f"/case/{case_id}/decide", json=decision(**changes), headers=headers)
+
+
+def test_without_the_token_nothing_is_shown(stranger: TestClient, dataset: Dataset) -> None:
+    for path in ("/", f"/case/{dataset.case_ids[0]}", "/static/main.js"):
+        assert stranger.get(path).status_code == 403, path
+
+
+@pytest.mark.parametrize("token", ["", "x", TOKEN[:-1], f"{TOKEN}x", "é"])
+def test_a_stale_token_is_refused(stranger: TestClient, token: str) -> None:
+    assert stranger.get("/", params={"token": token}).status_code == 403
+    stranger.cookies.set(security.COOKIE, token.encode("ascii", "ignore").decode())
+    assert stranger.get("/").status_code == 403
+
+
+def test_the_token_leaves_the_address_and_the_cookie_is_closed_to_scripts(stranger: TestClient) -> None:
+    answer = stranger.get(f"/?token={TOKEN}", follow_redirects=False)
+    assert answer.headers["location"] == "/"
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8123", "127.0.0.1:9", "127.0.0.1"])
+def test_another_name_that_resolves_here_is_refused(client: TestClient, host: str) -> None:
+    assert client.get("/", headers={"Host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("headers", [{}, {"Origin": "http://evil.example"}, {"Origin": "null"}])
+def test_a_post_from_another_site_is_refused(
+    client: TestClient, dataset: Dataset, headers: dict[str, str]
+) -> None:
+    case_id = dataset.case_ids[0]
+    assert decide(client, case_id, headers).status_code == 403
+    assert client.get(f"/case/{case_id}/history").json() == []
+    assert decide(client, case_id, ORIGIN).status_code == 200
+
+
+def test_every_answer_forbids_scripts_from_elsewhere(client: TestClient, dataset: Dataset) -> None:
+    for path in ("/", f"/case/{dataset.case_ids[0]}", "/static/main.js", "/nowhere"):
+        policy = client.get(path).headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+
+
+def test_markup_in_a_roi_name_and_in_a_reason_stays_text(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    source = draft()
+    source = replace(source, annotations=(replace(source.annotations[0], structure=MARKUP),))
+    dataset = create_dataset(tmp_path / "d")
+    case, _ = dataset.add(source)
+    app = build_app(dataset, token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
+    app.state.desk.attention.compute()
+    with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
+        client.get(f"/?token={TOKEN}")
+        changes = {"structure": MARKUP, "reason": MARKUP, "person": MARKUP}
+        assert decide(client, case.case_id, ORIGIN, **changes).status_code == 200
+        for path in ("/", f"/case/{case.case_id}"):
+            assert "<img src=x" not in client.get(path).text, path
+
+
+def test_a_case_of_another_dataset_does_not_exist(client: TestClient, tmp_path: Path) -> None:
+    other, _ = create_dataset(tmp_path / "other").add(draft(2))
+    for path in (
+        "",
+        "/thumbnail.png",
+        "/slice/axial/0",
+        "/history",
+        "/mask?structure=Bladder&reader=clinical",
+    ):
+        assert client.get(f"/case/{other.case_id}{path}").status_code == 404, path
+    assert decide(client, other.case_id, ORIGIN).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/case/../../private/key", "/case/%2e%2e/slice/axial/0", "/static/..%2fapp.py", "/static/store.py"],
+)
+def test_no_path_leads_to_another_file(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_an_upload_that_declares_10_gb_is_refused_unread(client: TestClient, dataset: Dataset) -> None:
+    answer = client.post(
+        f"/case/{dataset.case_ids[0]}/correct",
+        headers=ORIGIN | {"Content-Length": str(10 * 2**30)},
+        content=b"x",
+    )
+    assert answer.status_code == 413
+
+
+def test_an_upload_that_hides_its_size_is_stopped_at_the_limit(client: TestClient, dataset: Dataset) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(200):
+            sent += 2**20
+            yield bytes(2**20)
+
+    url = f"/case/{dataset.case_ids[0]}/correct"
+    assert client.post(url, headers=ORIGIN, content=endless()).status_code == 413
+
+
+def test_a_mask_that_leaves_the_image_or_lies_about_its_size_is_refused(
+    client: TestClient, dataset: Dataset
+) -> None:
+    import json
+
+    for box, bits in (([0, 0, 0, 99, 99, 99], b"x"), ([0, 0, 0, 2, 2, 2], b"xx"), ([3, 3, 3, 1, 1, 1], b"")):
+        head = json.dumps(decision(box=box, verdict="corrected")).encode()
+        body = len(head).to_bytes(4, "little") + head + bits
+        answer = client.post(f"/case/{dataset.case_ids[0]}/correct", headers=ORIGIN, content=body)
+        assert answer.status_code == 400, answer.text
+    assert dataset.case(dataset.case_ids[0]).readers("Bladder") == ("clinical", "reader-2")
