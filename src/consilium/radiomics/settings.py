@@ -92,7 +92,7 @@ class RadiomicsSettings:
     rounded: bool = True
     intensity_range: tuple[float, float] | None = None
     outlier_sigma: float | None = None
-    discretisation: Discretisation = FixedBinWidth(25.0)
+    discretisation: Discretisation = FixedBinWidth(25.0, origin=-1000.0)
     volume_histogram: Discretisation = IntegerLevels()
     distance: int = 1
     coarseness: int = 0

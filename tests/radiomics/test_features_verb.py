@@ -1,0 +1,199 @@
+"""From a dataset, or an image and masks, to a table of features, through the verb."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from consilium.cases.case import Instance
+from consilium.cases.dataset import create_dataset
+from consilium.cases.draft import AnnotationDraft, CaseDraft
+from consilium.cases.nifti import write_nifti
+from consilium.cli.features import features
+from consilium.errors import ConfigurationError, DataError, GeometryError
+from consilium.geometry.volume import Volume
+from consilium.radiomics.features import compute_features
+from consilium.radiomics.settings import FixedBinNumber, RadiomicsSettings
+from consilium.radiomics.settings_file import ct_settings, load_settings, settings_to_json
+from consilium.radiomics.table import read_table
+from tests.cases.drafts import ball_mask, draft
+from tests.geometry.grids import grid
+
+SETTINGS = """
+resampled_spacing_zyx_mm = []
+families = ["intensity statistics", "morphology"]
+"""
+
+
+def run(*arguments: object) -> str:
+    app = typer.Typer()
+    app.command()(features)
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return str(result.output)
+
+
+def settings_file(folder: Path) -> Path:
+    path = folder / "settings.toml"
+    path.write_text(SETTINGS, encoding="utf-8")
+    return path
+
+
+def nodule_draft(number: int) -> CaseDraft:
+    target = grid((14, 30, 30), (2.5, 1.0, 1.0))
+    labels = np.zeros(target.shape_zyx, np.uint8)
+    labels[ball_mask(target, (6, 9, 9), 5.0)] = 1
+    labels[ball_mask(target, (8, 21, 20), 4.0 + number)] = 2
+    image = np.random.default_rng(number).integers(-900, 300, target.shape_zyx, dtype=np.int16)
+    return CaseDraft(
+        source_identity=f"1.2.{number}",
+        patient_identity=f"p{number}",
+        image=Volume(image, target),
+        modality="CT",
+        annotations=tuple(
+            AnnotationDraft(
+                structure="Nodule",
+                reader=f"reader-{r}",
+                mask=lambda r=r: np.roll(labels, r, axis=1),
+            )
+            for r in (1, 2)
+        ),
+        importer="test",
+        source_sha256={"series": f"{number:064x}"},
+        instances=tuple(
+            Instance(structure="Nodule", number=n, centre_lps_mm=(0, 0, 0), diameter_mm=8) for n in (1, 2)
+        ),
+    )
+
+
+def test_a_dataset_gives_rows_per_reader_and_instance(tmp_path: Path) -> None:
+    dataset = create_dataset(tmp_path / "data")
+    dataset.add(draft(1))
+    dataset.add(nodule_draft(2))
+    table = tmp_path / "features.csv"
+    output = run(tmp_path / "data", table, "--settings", settings_file(tmp_path))
+    rows = read_table(table)
+    contours = {(r.contour.structure, r.contour.instance, r.contour.reader) for r in rows}
+    assert contours == {
+        ("Bladder", 0, "clinical"),
+        ("Bladder", 0, "reader-2"),
+        *(("Nodule", n, f"reader-{r}") for n in (1, 2) for r in (1, 2)),
+    }
+    assert {r.feature.family for r in rows} == {"intensity statistics", "morphology"}
+    assert "Nodule" in output
+    record = json.loads(table.with_suffix(".json").read_text())
+    assert record["settings"]["discretisation"]["kind"] == "fixed-bin-width"
+    assert record["skipped"] == []
+
+
+def test_values_in_the_table_are_those_of_the_function(tmp_path: Path) -> None:
+    dataset = create_dataset(tmp_path / "data")
+    case, _ = dataset.add(draft(1))
+    table = tmp_path / "features.csv"
+    run(tmp_path / "data", table, "--settings", settings_file(tmp_path), "--structure", "Bladder")
+    image, mask = dataset.load_image(case), dataset.load_mask(case, "Bladder", "reader-2")
+    settings = load_settings(settings_file(tmp_path))
+    expected = compute_features(image.array, mask, image.grid.spacing_zyx_mm, settings)
+    found = {r.feature.tag: r.feature for r in read_table(table) if r.contour.reader == "reader-2"}
+    for feature in expected:
+        value = found[feature.tag].value
+        assert value == feature.value or (math.isnan(value) and math.isnan(feature.value))
+        assert found[feature.tag].processing == feature.processing
+
+
+def test_stability_is_written_beside_the_table(tmp_path: Path) -> None:
+    dataset = create_dataset(tmp_path / "data")
+    for number in (1, 2, 3):
+        dataset.add(nodule_draft(number))
+    table = tmp_path / "features.csv"
+    output = run(tmp_path / "data", table, "--settings", settings_file(tmp_path), "--stability")
+    text = (tmp_path / "features.stability.csv").read_text().splitlines()
+    assert text[0].startswith("compared,structure,tag,subjects,readings,icc_1,icc_1_low")
+    compared = {line.split(",")[0] for line in text[1:]}
+    assert compared == {"readers", "contour changes"}
+    volume = next(line.split(",") for line in text if ",morph_volume," in line and "readers" in line)
+    assert volume[3:5] == ["6", "2"]
+    assert float(volume[5]) == pytest.approx(1, abs=1e-4)
+    assert "excellent" in output
+
+
+def test_an_image_and_a_folder_of_masks_give_a_table(tmp_path: Path) -> None:
+    target = grid((10, 16, 16), (2.0, 1.0, 1.0))
+    image = np.random.default_rng(1).integers(-100, 200, target.shape_zyx, dtype=np.int16)
+    write_nifti(tmp_path / "ct.nii.gz", Volume(image, target))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    labels = ball_mask(target, (5, 8, 8), 4.0).astype(np.uint8)
+    write_nifti(masks / "Lens.nii.gz", Volume(labels, target))
+    write_nifti(masks / "Empty.nii.gz", Volume(np.zeros_like(labels), target))
+    labels = labels.copy()
+    labels[:5] *= 2
+    write_nifti(masks / "Halves.nii.gz", Volume(labels, target))
+    table = tmp_path / "out.csv"
+    output = run(tmp_path / "ct.nii.gz", masks, table, "--settings", settings_file(tmp_path))
+    rows = read_table(table)
+    assert {r.contour.structure for r in rows} == {"Lens", "Halves-1", "Halves-2"}
+    assert "Left out" in output
+    assert "Empty" in output
+
+
+def test_a_mask_of_another_grid_is_refused(tmp_path: Path) -> None:
+    here, there = grid((6, 8, 8), (2.0, 1.0, 1.0)), grid((6, 8, 8), (2.0, 1.0, 1.5))
+    write_nifti(tmp_path / "ct.nii.gz", Volume(np.zeros((6, 8, 8), np.int16), here))
+    write_nifti(tmp_path / "mask.nii.gz", Volume(np.ones((6, 8, 8), np.uint8), there))
+    with pytest.raises(GeometryError, match="image's grid"):
+        run(tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz", tmp_path / "out.csv")
+
+
+def test_misuse_is_named(tmp_path: Path) -> None:
+    create_dataset(tmp_path / "data").add(draft(1))
+    with pytest.raises(ConfigurationError, match=r"\*\.csv"):
+        run(tmp_path / "data", tmp_path / "out.xlsx")
+    with pytest.raises(ConfigurationError, match="Liver"):
+        run(tmp_path / "data", tmp_path / "out.csv", "--structure", "Liver")
+
+
+def test_settings_come_from_a_toml_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        "intensity_range = [-500, 400]\n[discretisation]\nkind = 'fixed-bin-number'\nbins = 64\n",
+        encoding="utf-8",
+    )
+    settings = load_settings(path)
+    assert settings.discretisation == FixedBinNumber(64)
+    assert settings.intensity_range == (-500, 400)
+    assert settings.resampled_spacing_zyx_mm == ct_settings().resampled_spacing_zyx_mm
+    record = settings_to_json(settings)
+    assert record["discretisation"] == {"kind": "fixed-bin-number", "bins": 64}
+    assert settings_to_json(RadiomicsSettings())["resampled_spacing_zyx_mm"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "colour = 3",
+        "= 3",
+        "discretisation = 'wide'",
+        "distance = 'far'",
+        "intensity_range = 5",
+        "[discretisation]\nkind = 'fixed-bin-number'\ncolour = 1",
+    ],
+)
+def test_settings_files_that_cannot_be_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError):
+        load_settings(path)
+
+
+def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match="columns"):
+        read_table(path)
