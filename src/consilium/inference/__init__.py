@@ -1,0 +1,1 @@
+"""A model applied to a CT: preprocessing, model files, one pass or windows, back to the image's grid."""

@@ -1,0 +1,1 @@
+"""From a dataset to a model: the plan, augmentation, the loop, checkpoints, evaluation."""

@@ -1,0 +1,115 @@
+"""The state of a training on disk: exact, written in one step, refused when damaged."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from consilium.cases.files import write_atomically
+from consilium.errors import CheckpointError
+from consilium.inference.model import compute_digest, load_weights, parse_json, read_tensors
+from consilium.training.overfitting import OverfittingWatch
+from consilium.training.state import TrainingState
+
+CHECKPOINT_FORMAT = "consilium-checkpoint"
+CHECKPOINT_VERSION = 1
+LAST = "last.safetensors"
+
+
+def save_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> None:
+    """Write a state.
+
+    Args:
+        path: Of the file.
+        state: Between two steps.
+        fingerprint: Of the plan, the split and the seed: a state goes on only where they are the same.
+    """
+    tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.items()}
+    tensors |= {f"loss.{name}": value for name, value in state.loss.state_dict().items()}
+    tensors |= _optimiser_tensors(state)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    scalars = json.dumps(
+        {
+            "step": state.step,
+            "elapsed_s": state.elapsed_s,
+            "watch": state.watch.to_json(),
+            "best_dice": state.best_dice,
+            "best_step": state.best_step,
+            "recent": state.recent,
+            "recent_loss": state.recent_loss,
+        }
+    )
+    metadata = {
+        "format": CHECKPOINT_FORMAT,
+        "version": str(CHECKPOINT_VERSION),
+        "fingerprint": fingerprint,
+        "state": scalars,
+        "digest": compute_digest(scalars, tensors),
+    }
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> None:
+    """Put a saved state into ``state``, which was built from the same plan.
+
+    Raises:
+        CheckpointError: Damaged, of another version, or of another plan, split or seed.
+    """
+    tensors, metadata = read_tensors(path)
+    found = (metadata.get("format"), metadata.get("version"))
+    if found != (CHECKPOINT_FORMAT, str(CHECKPOINT_VERSION)):
+        raise CheckpointError(
+            f"{path.name}: must be of format {CHECKPOINT_FORMAT!r} version {CHECKPOINT_VERSION}; found {found}."
+        )
+    if metadata.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{path.name}: must come from the same plan, split and seed to go on from; it does not. "
+            "Train into a new folder."
+        )
+    scalars = metadata.get("state", "")
+    if compute_digest(scalars, tensors) != metadata.get("digest"):
+        raise CheckpointError(
+            f"{path.name}: the content must have the digest that the file states; it has not. The file is "
+            "damaged: train again into a new folder."
+        )
+    load_weights(state.network, _part(tensors, "network."))
+    state.loss.load_state_dict(_part(tensors, "loss."))
+    for name, value in _part(tensors, "average.").items():
+        state.average[name].copy_(value)
+    _load_optimiser(state, _part(tensors, "optimiser."))
+    record = parse_json(scalars, path.name)
+    state.step, state.elapsed_s = int(record["step"]), float(record["elapsed_s"])
+    state.watch = OverfittingWatch.from_json(record["watch"])
+    state.best_dice, state.best_step = float(record["best_dice"]), int(record["best_step"])
+    state.recent, state.recent_loss = record["recent"], record["recent_loss"]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:
+    """``optimiser.<parameter>.<slot>``; slots are AdamW's step and two moments."""
+    found = {}
+    for name, parameter in state.named_parameters():
+        for slot, value in state.optimiser.state.get(parameter, {}).items():
+            found[f"optimiser.{name}.{slot}"] = torch.as_tensor(value)
+    return found
+
+
+def _load_optimiser(state: TrainingState, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in state.named_parameters():
+        prefix = f"{name}."
+        slots = {
+            key.removeprefix(prefix): value
+            for key, value in tensors.items()
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+        }
+        if slots:
+            state.optimiser.state[parameter] = {
+                slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True)
+                for slot, value in slots.items()
+            }

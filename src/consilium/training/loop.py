@@ -1,0 +1,230 @@
+"""The training loop."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from consilium.errors import RunError
+from consilium.inference.model import BEST, save_model
+from consilium.networks.build import build_network
+from consilium.training.batch import BatchRecipe, make_batch
+from consilium.training.checkpoint import LAST, load_checkpoint, save_checkpoint
+from consilium.training.data import PreparedCase
+from consilium.training.run_folder import Run
+from consilium.training.state import (
+    TrainingState,
+    model_now,
+    rate_at,
+    start_training,
+    take_recent,
+    take_step,
+    weights_to_keep,
+)
+from consilium.training.validation import DiceScores, compute_dice
+from consilium.types import Progress, no_progress
+
+VALIDATION_SHARE = 0.12
+"""Validation takes about this share of the time where minutes decide."""
+
+VALIDATIONS = 25
+"""Number of validations where steps or epochs decide."""
+
+SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        state: As it was after the last step.
+        finished: False if it was interrupted.
+        best_dice: Of the kept weights: mean over structures of mean validation Dice.
+        best_step: Where they were reached.
+    """
+
+    state: TrainingState
+    finished: bool
+    best_dice: float
+    best_step: int
+
+
+def train(
+    run: Run,
+    training: Sequence[PreparedCase],
+    validation: Sequence[PreparedCase],
+    *,
+    progress: Progress = no_progress,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_validation: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> Outcome:
+    """Train until the budget is spent; go on from the last checkpoint where there is one.
+
+    With a budget in steps or epochs the final weights do not depend on how often the training was interrupted,
+    by whatever means; with one in minutes they depend on the machine's speed.
+
+    Args:
+        run: From `create_run` or `open_run`.
+        training: Prepared cases of the split's training part.
+        validation: Likewise.
+        progress: Told after each step.
+        should_stop: Asked after each step; True saves the state and ends.
+        on_validation: Gets each log entry of a validation after it was written.
+
+    Raises:
+        RunError: No training case, or a loss that is no number.
+    """
+    state = _start_or_resume(run, training)
+    recipe = recipe_of(run)
+    per_epoch = steps_per_epoch(len(training), recipe.batch)
+    clock = _Clock(state.elapsed_s)
+    schedule = _Schedule(run, per_epoch)
+    scratch = build_network(getattr(state.network, "config"), seed=0)  # noqa: B009 - typed as nn.Module
+    while True:
+        state.elapsed_s = clock.elapsed_s()
+        share = run.budget.share(step=state.step, steps_per_epoch=per_epoch, elapsed_s=state.elapsed_s)
+        done = share >= 1.0 or state.watch.stopped
+        if schedule.is_due(state, done=done):
+            started = time.monotonic()
+            scores = compute_dice(model_now(state, run.plan, scratch), validation, progress=progress)
+            entry = _conclude_validation(run, state, scores, per_epoch)
+            state.elapsed_s = clock.elapsed_s()
+            schedule.validated(state, took_s=time.monotonic() - started)
+            save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
+            on_validation(entry)
+            done = done or state.watch.stopped
+        interrupted = not done and should_stop()
+        if done or interrupted or clock.is_save_due(SAVE_EVERY_S):
+            save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
+        if done or interrupted:
+            return Outcome(
+                state=state, finished=done, best_dice=state.best_dice, best_step=state.best_step
+            )
+        batch = make_batch(recipe, training, state.step)
+        rate = rate_at(share, run.config) * state.watch.rate_factor
+        take_step(state, batch, run.config, rate=rate)
+        _tell(progress, run, state, clock.elapsed_s(), per_epoch)
+
+
+def recipe_of(run: Run) -> BatchRecipe:
+    """How the batches of a run are made."""
+    return BatchRecipe(
+        structures=len(run.plan.structures),
+        windows=run.plan.preprocessing.windows,
+        batch=run.plan.batch,
+        patch_zyx=run.plan.patch_zyx,
+        mirror=run.plan.mirror,
+        augmentation=run.config.augmentation,
+        seed=run.config.seed,
+    )
+
+
+def steps_per_epoch(cases: int, batch: int) -> int:
+    """Steps until every case was seen once."""
+    return max(1, round(cases / batch))
+
+
+def output_prior(cases: Sequence[PreparedCase], structures: int) -> list[float]:
+    """Per structure the share of voxels inside it, over the cases where it is known; 1e-4 where none is."""
+    prior = []
+    for s in range(structures):
+        known = [case for case in cases if case.known[s]]
+        inside = sum(int(case.voxels[s]) for case in known)
+        prior.append(inside / sum(case.grid.voxels for case in known) if inside else 1e-4)
+    return prior
+
+
+def _start_or_resume(run: Run, training: Sequence[PreparedCase]) -> TrainingState:
+    if not training:
+        raise RunError("training: needs at least one training case; found none. Import more patients.")
+    state = start_training(run.plan, run.config, output_prior(training, len(run.plan.structures)))
+    if (run.folder / LAST).exists():
+        load_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
+    run.cut_log(state.step)
+    return state
+
+
+def _conclude_validation(
+    run: Run, state: TrainingState, scores: DiceScores, per_epoch: int
+) -> dict[str, Any]:
+    """Watch for over-fitting, keep the best weights, write the log entry."""
+    training_dice, loss = take_recent(state)
+    found = [value for value in training_dice if value == value]
+    mean_training = sum(found) / len(found) if found else float("nan")
+    overfitting = state.watch.observe(state.step, mean_training, scores.mean)
+    # Without one validated structure every later state counts as better: the last is kept.
+    better = scores.mean > state.best_dice or (scores.mean != scores.mean and state.best_dice < 0)
+    if better:
+        state.best_dice = scores.mean if scores.mean == scores.mean else state.best_dice
+        state.best_step = state.step
+        save_model(run.folder / BEST, run.plan.describe_model(), weights_to_keep(state))
+    entry = {
+        "step": state.step,
+        "epoch": state.step / per_epoch,
+        "elapsed_s": round(state.elapsed_s, 3),
+        "loss": loss if loss == loss else None,
+        "rate_factor": state.watch.rate_factor,
+        "training_dice": {
+            name: value if value == value else None
+            for name, value in zip(run.plan.structures, training_dice, strict=True)
+        },
+        "training_mean": mean_training if mean_training == mean_training else None,
+        "validation": scores.to_json(),
+        "best": better,
+        "overfitting": overfitting,
+        "scale_weights": list(state.loss.weights),
+    }
+    run.write_log(entry)
+    return entry
+
+
+def _tell(progress: Progress, run: Run, state: TrainingState, elapsed_s: float, per_epoch: int) -> None:
+    if run.budget.minutes is not None:
+        total = round(60 * run.budget.minutes)
+        progress("training (seconds)", min(round(elapsed_s), total), total)
+    else:
+        progress("training (steps)", state.step, run.budget.last_step(per_epoch))
+
+
+class _Clock:
+    """Time spent on a run over all its sittings."""
+
+    def __init__(self, before_s: float) -> None:
+        self._before_s = before_s
+        self._started = self._saved = time.monotonic()
+
+    def elapsed_s(self) -> float:
+        return self._before_s + time.monotonic() - self._started
+
+    def is_save_due(self, every_s: float) -> bool:
+        if time.monotonic() - self._saved < every_s:
+            return False
+        self._saved = time.monotonic()
+        return True
+
+
+class _Schedule:
+    """When to validate: at fixed steps where steps decide, else so that it takes a fixed share of the time."""
+
+    def __init__(self, run: Run, per_epoch: int) -> None:
+        total = run.budget.last_step(per_epoch)
+        epochs = max(1, round(total / per_epoch / VALIDATIONS))
+        self._every = min(max(1, total), epochs * per_epoch) if total else 0
+        entries = run.read_log()
+        self._validated_at = int(entries[-1]["step"]) if entries else 0
+        self._next_s = 0.0
+        self._per_epoch = per_epoch
+
+    def is_due(self, state: TrainingState, *, done: bool) -> bool:
+        if state.step == self._validated_at:
+            return False
+        if done:
+            return True
+        if self._every:
+            return state.step % self._every == 0
+        return state.elapsed_s >= self._next_s and state.step - self._validated_at >= min(self._per_epoch, 20)
+
+    def validated(self, state: TrainingState, *, took_s: float) -> None:
+        self._validated_at = state.step
+        self._next_s = state.elapsed_s + took_s * (1 / VALIDATION_SHARE - 1)

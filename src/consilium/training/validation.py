@@ -1,0 +1,86 @@
+"""Full-volume Dice on the image's own grid: the score shown while training, and the one `evaluate` reports."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from consilium.geometry.volume import Volume
+from consilium.inference.contour import probabilities_of_image
+from consilium.inference.model import Model
+from consilium.inference.postprocess import keep_largest_component
+from consilium.inference.preprocess import map_to_grid
+from consilium.metrics.overlap import dice
+from consilium.training.data import PreparedCase
+from consilium.types import Progress, no_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiceScores:
+    """Dice of every case and structure.
+
+    Attributes:
+        case_ids: The cases.
+        structures: The structures.
+        table: Per case, per structure: in [0, 1]; NaN where the structure is unknown, or where it is absent
+            and nothing was predicted.
+    """
+
+    case_ids: tuple[str, ...]
+    structures: tuple[str, ...]
+    table: tuple[tuple[float, ...], ...]
+
+    def per_structure(self) -> dict[str, float]:
+        """Mean over cases; NaN where no case says anything."""
+        return {name: _mean([row[s] for row in self.table]) for s, name in enumerate(self.structures)}
+
+    def counts(self) -> dict[str, int]:
+        """Number of cases behind each mean."""
+        return {
+            name: sum(1 for row in self.table if row[s] == row[s]) for s, name in enumerate(self.structures)
+        }
+
+    @property
+    def mean(self) -> float:
+        """Mean over the structures' means, so that a rare structure weighs as much as a frequent one."""
+        return _mean(list(self.per_structure().values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Means and counts; NaN as None."""
+        return {
+            "mean": _or_none(self.mean),
+            "structures": {name: _or_none(value) for name, value in self.per_structure().items()},
+            "cases": self.counts(),
+        }
+
+
+def compute_dice(model: Model, cases: Sequence[PreparedCase], *, progress: Progress = no_progress) -> DiceScores:
+    """Predict every case as a whole and compare on its image's own grid."""
+    table = []
+    for done, case in enumerate(cases):
+        probability = probabilities_of_image(model, np.ascontiguousarray(case.image[:]))
+        row = []
+        for s, name in enumerate(model.structures):
+            if not case.known[s]:
+                row.append(math.nan)
+                continue
+            mask = map_to_grid(Volume(probability[s], case.grid), case.original_grid)
+            if name in model.description.largest_component:
+                mask = keep_largest_component(mask)
+            row.append(dice(case.reference(s), mask))
+        table.append(tuple(row))
+        progress("validating", done + 1, len(cases))
+    return DiceScores(
+        case_ids=tuple(case.case_id for case in cases), structures=model.structures, table=tuple(table)
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    found = [value for value in values if value == value]
+    return sum(found) / len(found) if found else math.nan
+
+
+def _or_none(value: float) -> float | None:
+    return value if value == value else None
