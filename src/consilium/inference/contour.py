@@ -5,13 +5,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from consilium.errors import MemoryPlanError
 from consilium.geometry.volume import Volume
+from consilium.inference.device import available_memory_bytes
+from consilium.inference.memory import predict_inference_bytes
 from consilium.inference.model import Model
 from consilium.inference.postprocess import keep_largest_component
 from consilium.inference.preprocess import map_to_grid, prepare_image
 from consilium.inference.sliding_window import predict_windows
 from consilium.inference.whole_volume import predict_whole
 from consilium.types import Array, FloatArray, Mask, Progress, Shape, no_progress
+
+MEMORY_SHARE = 0.7
+"""Part of the memory at hand that a pass may take."""
+
+SMALLEST_WINDOW = 24
+"""Voxels along the longest axis; smaller windows see too little around a structure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +60,10 @@ def contour_volume(
             mask = keep_largest_component(mask)
         voxels = int(np.count_nonzero(mask))
         progress("contouring", s + 1, len(model.structures))
-        yield name, mask, Contoured(
-            structure=name, voxels=voxels, volume_cm3=voxels * volume.grid.voxel_volume_cm3
+        yield (
+            name,
+            mask,
+            Contoured(structure=name, voxels=voxels, volume_cm3=voxels * volume.grid.voxel_volume_cm3),
         )
 
 
@@ -64,6 +75,26 @@ def probabilities_of_image(model: Model, image: Array, *, progress: Progress = n
     return predict_windows(model, image, window, progress=progress)
 
 
-def choose_window(model: Model, shape_zyx: Shape) -> Shape | None:
-    """None if the image goes through in one pass; else the shape of the windows."""
-    return None
+def choose_window(model: Model, shape_zyx: Shape, *, memory_bytes: int | None = None) -> Shape | None:
+    """None if the image goes through in one pass; else the shape of the windows.
+
+    A model that was trained on patches sees windows of that shape: borders look as they did in training.
+    """
+    window = model.description.window_zyx
+    if window is not None:
+        return window
+    config = model.description.network
+    usable = MEMORY_SHARE * (available_memory_bytes(model.device) if memory_bytes is None else memory_bytes)
+    if predict_inference_bytes(config, shape_zyx) <= usable:
+        return None
+    shape = list(shape_zyx)
+    while predict_inference_bytes(config, (shape[0], shape[1], shape[2])) > usable:
+        longest = shape.index(max(shape))
+        shape[longest] = -(-shape[longest] // 2)
+        if max(shape) < SMALLEST_WINDOW:
+            needed = predict_inference_bytes(config, (shape[0], shape[1], shape[2]))
+            raise MemoryPlanError(
+                f"contouring: even a window of {tuple(shape)} voxels must fit in the memory; it needs "
+                f"{needed / 2**20:.0f} MiB and {usable / 2**20:.0f} MiB are at hand. Close other programs."
+            )
+    return shape[0], shape[1], shape[2]

@@ -16,7 +16,7 @@ def choose_device() -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 convolution is faster than float32 here (on a CPU: whether it has AMX or AVX512-BF16)."""
+    """Whether bfloat16 convolution is faster than float32 here (on a CPU: AMX or AVX512-BF16)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or platform.machine() not in {"x86_64", "AMD64"}:

@@ -41,8 +41,8 @@ class Preprocessing:
     Args:
         spacing_zyx_mm: Of the network's grid; an axis within 1 % of it keeps its own.
         windows: One (low, high) per channel: scaled so that low is -1 and high is 1, and clipped there.
-        intensity: ``"hounsfield"`` takes the values as they are; ``"percentile"`` first maps the image's 0.5th
-            and 99.5th percentile to -1000 and 1000, for images without a fixed scale (MR).
+        intensity: ``"hounsfield"`` takes the values as they are; ``"percentile"`` first maps the image's
+            0.5th and 99.5th percentile to -1000 and 1000, for images without a fixed scale (MR).
         crop: ``"body"`` cuts to what is not air, with a margin; ``"none"`` keeps everything.
         margin_mm: Around the body.
 
@@ -114,7 +114,7 @@ def network_grid(grid: Grid, spacing_zyx_mm: Triple) -> Grid:
 
 
 def prepare_image(volume: Volume, preprocessing: Preprocessing) -> Volume:
-    """The image on the network's grid: int16 (Z, Y, X), canonical axes, resampled and cropped, not yet windowed.
+    """The image on the network's grid: int16 (Z, Y, X), resampled and cropped, not yet windowed.
 
     Raises:
         DataError: The image holds NaN or infinity.
@@ -142,8 +142,8 @@ def prepare_mask(mask: Mask, grid: Grid, target: Grid) -> Mask:
 def map_to_grid(probability: Volume, grid: Grid, *, threshold: float = 0.5) -> Mask:
     """Where a probability, interpolated linearly, reaches ``threshold``: bool (Z, Y, X) on ``grid``.
 
-    Only the part of ``grid`` that can be inside is interpolated, so a small structure in a large image is cheap.
-    Outside ``probability`` nothing is inside.
+    Only the part of ``grid`` that can be inside is interpolated, so a small structure in a large
+    image is cheap. Outside ``probability`` nothing is inside.
     """
     box = Box.around(probability.array >= threshold)
     if box is None:
@@ -162,9 +162,7 @@ def map_to_grid(probability: Volume, grid: Grid, *, threshold: float = 0.5) -> M
 def to_channels(image: Tensor, windows: tuple[tuple[float, float], ...]) -> Tensor:
     """Windows of an image (Z, Y, X) as float32 channels (C, Z, Y, X) in [-1, 1]."""
     value = image.to(torch.float32)
-    channels = [
-        ((value - (low + high) / 2) * (2 / (high - low))).clamp_(-1.0, 1.0) for low, high in windows
-    ]
+    channels = [((value - (low + high) / 2) * (2 / (high - low))).clamp_(-1.0, 1.0) for low, high in windows]
     return torch.stack(channels)
 
 

@@ -33,7 +33,7 @@ def gaussian_weights(window_zyx: Shape) -> FloatArray:
         distance = (np.arange(length) - (length - 1) / 2) / (GAUSSIAN_WIDTH * length)
         axes.append(np.exp(-0.5 * distance**2))
     weights = axes[0][:, None, None] * axes[1][:, None] * axes[2]
-    return np.maximum(weights, SMALLEST_WEIGHT).astype(np.float32)
+    return np.asarray(np.maximum(weights, SMALLEST_WEIGHT), dtype=np.float32)
 
 
 def predict_windows(
@@ -59,9 +59,8 @@ def predict_windows(
     weight_sum = np.zeros(image.shape, dtype=np.float32)
     starts = [window_starts(n, w, overlap) for n, w in zip(shape, window_zyx, strict=True)]
     corners = list(itertools.product(*starts))
-    for done, corner in enumerate(corners):
-        stop = tuple(a + w for a, w in zip(corner, window_zyx, strict=True))
-        box = Box(corner, (stop[0], stop[1], stop[2]))
+    for done, (z, y, x) in enumerate(corners):
+        box = Box((z, y, x), (z + window_zyx[0], y + window_zyx[1], x + window_zyx[2]))
         part = np.ascontiguousarray(crop_or_pad(image, box, AIR))
         probability = predict_logits(model, part).sigmoid().cpu().numpy()
         inside = box.clipped((image.shape[0], image.shape[1], image.shape[2]))

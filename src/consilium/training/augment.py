@@ -1,4 +1,4 @@
-"""Random changes of a case: chosen first as plain numbers, then applied in one pass over image and structures."""
+"""Random changes of a case: chosen first as plain numbers, then applied in one pass."""
 
 import math
 import re
@@ -57,7 +57,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0 or self.probability > 1:
             raise ConfigurationError(
-                f"augmentation: every range must be 0 or more and the probability at most 1; got {vars(self)}."
+                f"augmentation: ranges must be 0 or more and the probability at most 1; got {vars(self)}."
             )
 
 
@@ -170,7 +170,7 @@ def mirror_order(structures: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def other_side(name: str) -> str | None:
-    """The same structure on the other side: ``LeftParotid`` -> ``RightParotid``; None if the name has no side."""
+    """The partner: ``LeftParotid`` -> ``RightParotid``; None if the name has no side."""
     words = _WORD.findall(name)
     sides = [k for k, word in enumerate(words) if word.lower() in _SIDES]
     if len(sides) != 1:
@@ -221,7 +221,7 @@ def _warp(
                         outside = True
                         break
                     position[k] = min(max(p, 0.0), n - 1.0)
-                    low[k] = int(math.floor(position[k]))
+                    low[k] = math.floor(position[k])
                     high[k] = min(low[k] + 1, n - 1)
                     share[k] = position[k] - low[k]
                 if outside:

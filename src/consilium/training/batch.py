@@ -1,4 +1,4 @@
-"""Which case comes at which step, which part of it, changed how: all of it decided by the seed and the step."""
+"""Which case comes at which step, which part of it, changed how: decided by the seed and the step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from consilium.geometry.crop import Box, crop_or_pad
-from consilium.inference.preprocess import AIR, to_channels
+from consilium.inference.preprocess import to_channels
 from consilium.training.augment import Augmentation, Change, apply_change, choose_change, swap_sides
 from consilium.training.data import PreparedCase, unpack_structures
 from consilium.types import Array, Shape, Triple

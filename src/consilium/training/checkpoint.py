@@ -62,7 +62,7 @@ def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
     found = (metadata.get("format"), metadata.get("version"))
     if found != (CHECKPOINT_FORMAT, str(CHECKPOINT_VERSION)):
         raise CheckpointError(
-            f"{path.name}: must be of format {CHECKPOINT_FORMAT!r} version {CHECKPOINT_VERSION}; found {found}."
+            f"{path.name}: must be a {CHECKPOINT_FORMAT!r} of version {CHECKPOINT_VERSION}; found {found}."
         )
     if metadata.get("fingerprint") != fingerprint:
         raise CheckpointError(

@@ -35,8 +35,8 @@ class TrainingConfig:
         weight_decay: Of AdamW, on convolution weights only.
         warm_up: Share of the budget in which the rate rises from zero.
         clip_norm: Largest norm of a gradient.
-        average: How long the moving average of the weights looks back, as a share of the steps done, in [0, 1);
-            0: no average. Validation and the kept model use the average.
+        average: How long the moving average of the weights looks back, as a share of the steps done, in
+            [0, 1); 0: no average. Validation and the kept model use the average.
         watch: What to do when training Dice rises while validation falls: ``"lower"`` the rate, ``"stop"``,
             or ``"off"``.
         augmentation: Ranges of the random changes.
@@ -106,7 +106,7 @@ class TrainingConfig:
             ConfigurationError: An unknown field or a value that cannot be.
         """
         try:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
             if "augmentation" in values:
                 values["augmentation"] = Augmentation(**values["augmentation"])
             return cls(**values)

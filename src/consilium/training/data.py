@@ -1,4 +1,4 @@
-"""Cases as the training loop reads them: on the network's grid, structures packed as bits, kept in the cache."""
+"""Cases as the loop reads them: on the network's grid, structures packed as bits, kept in the cache."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class PreparedCase:
     def reference(self, structure: int) -> Mask:
         """The reference (Z, Y, X) of one structure on the image's own grid."""
         word = self.reference_bits[structure // 8 : structure // 8 + 1][0]
-        return ((word >> np.uint8(structure % 8)) & np.uint8(1)).view(np.bool_)
+        return np.asarray((word >> np.uint8(structure % 8)) & np.uint8(1)).view(np.bool_)
 
 
 def usable_annotation(case: Case, structure: str, reader: str | None = None) -> Annotation | None:
@@ -140,9 +140,7 @@ class _Preparation:
         reference_bits = self._cached("reference", self._reference_bits)
         bits = self._cached("bits", lambda: self._bits(reference_bits, grid))
         points = self._cached("points", lambda: self._points(bits))[:]
-        known = [
-            usable_annotation(self.case, name, self.reader) is not None for name in self.structures
-        ]
+        known = [usable_annotation(self.case, name, self.reader) is not None for name in self.structures]
         voxels = points[:, 0, 0]
         return PreparedCase(
             case_id=self.case.case_id,
@@ -154,9 +152,7 @@ class _Preparation:
             reference_bits=reference_bits,
             known=np.array(known, dtype=np.bool_),
             voxels=voxels.astype(np.int64),
-            points=tuple(
-                points[s, 1 : 1 + min(int(n), FOREGROUND_POINTS)] for s, n in enumerate(voxels)
-            ),
+            points=tuple(points[s, 1 : 1 + min(int(n), FOREGROUND_POINTS)] for s, n in enumerate(voxels)),
         )
 
     def _cached(self, role: str, build: Callable[[], Array]) -> CropReader:
@@ -206,7 +202,7 @@ class _Preparation:
         return bits
 
     def _points(self, bits: CropReader) -> Array:
-        """(S, 1 + points, 3) int32: the number of voxels in the first row, then some voxels of each structure."""
+        """(S, 1 + points, 3) int32: the number of voxels in the first row, then some of them."""
         table = np.zeros((len(self.structures), 1 + FOREGROUND_POINTS, 3), dtype=np.int32)
         whole = bits[:]
         for s in range(len(self.structures)):

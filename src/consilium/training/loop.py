@@ -61,8 +61,8 @@ def train(
 ) -> Outcome:
     """Train until the budget is spent; go on from the last checkpoint where there is one.
 
-    With a budget in steps or epochs the final weights do not depend on how often the training was interrupted,
-    by whatever means; with one in minutes they depend on the machine's speed.
+    With a budget in steps or epochs the final weights do not depend on how often the training was
+    interrupted, by whatever means; with one in minutes they depend on the machine's speed.
 
     Args:
         run: From `create_run` or `open_run`.
@@ -98,9 +98,7 @@ def train(
         if done or interrupted or clock.is_save_due(SAVE_EVERY_S):
             save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
         if done or interrupted:
-            return Outcome(
-                state=state, finished=done, best_dice=state.best_dice, best_step=state.best_step
-            )
+            return Outcome(state=state, finished=done, best_dice=state.best_dice, best_step=state.best_step)
         batch = make_batch(recipe, training, state.step)
         rate = rate_at(share, run.config) * state.watch.rate_factor
         take_step(state, batch, run.config, rate=rate)
@@ -205,7 +203,7 @@ class _Clock:
 
 
 class _Schedule:
-    """When to validate: at fixed steps where steps decide, else so that it takes a fixed share of the time."""
+    """When to validate: at fixed steps where steps decide, else a fixed share of the time."""
 
     def __init__(self, run: Run, per_epoch: int) -> None:
         total = run.budget.last_step(per_epoch)

@@ -1,4 +1,4 @@
-"""The plan: from the data's spacing and sizes and the memory at hand to a training, with the reasons in words."""
+"""The plan: what the data and the memory at hand decide about a training, with the reasons in words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -76,7 +76,9 @@ class Plan:
             CheckpointError: A field is missing or cannot be.
         """
         try:
-            values = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+            values: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in record.items()
+            }
             values["preprocessing"] = Preprocessing.from_json(record["preprocessing"])
             values["network"] = NetworkConfig.from_dict(record["network"])
             return cls(**values)

@@ -76,9 +76,7 @@ class Run:
         write_atomically(self.folder / LOG, text.encode())
 
 
-def create_run(
-    folder: Path, config: TrainingConfig, plan: Plan, split: Split, budget: Budget
-) -> Run:
+def create_run(folder: Path, config: TrainingConfig, plan: Plan, split: Split, budget: Budget) -> Run:
     """Make the folder of a new run.
 
     Raises:
@@ -86,7 +84,7 @@ def create_run(
     """
     if folder.exists() and any(folder.iterdir()):
         raise RunError(
-            f"{folder.name}: must be a new or empty folder; it holds files. Go on with --resume, or name another."
+            f"{folder.name}: must be new or empty; it holds files. Go on with --resume, or name another."
         )
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder=folder, config=config, plan=plan, split=split, budget=budget)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ def take_step(
     loss = float(value.detach())
     if not math.isfinite(loss) or not math.isfinite(float(norm)):
         raise RunError(
-            f"step {state.step}, case {', '.join(batch.case_ids)}: loss and gradient must be finite numbers; found "
+            f"step {state.step}, case {', '.join(batch.case_ids)}: loss and gradient must be finite; found "
             f"{loss} and {float(norm)}. Lower the rate from {rate:g}, or look at that case's image; the last "
             "checkpoint holds the state before."
         )
@@ -135,7 +136,7 @@ def take_step(
 
 
 def rate_at(share: float, config: TrainingConfig) -> float:
-    """Learning rate at a share of the budget: a rise in a straight line, then half a cosine to one per cent."""
+    """Learning rate at a share of the budget: a straight rise, then half a cosine down to one per cent."""
     if share < config.warm_up:
         return config.rate * max(share / config.warm_up, 0.01)
     past = (share - config.warm_up) / (1 - config.warm_up)
@@ -155,7 +156,9 @@ def model_now(state: TrainingState, plan: Plan, scratch: nn.Module | None = None
         plan: Of the training.
         scratch: A network of the same shape whose weights may be overwritten; built where it is None.
     """
-    network = scratch if scratch is not None else build_network(plan.network_for(bf16=_is_bf16(state)), seed=0)
+    network = (
+        scratch if scratch is not None else build_network(plan.network_for(bf16=_is_bf16(state)), seed=0)
+    )
     network.load_state_dict(weights_to_keep(state))
     network.to(state.device).eval()
     return Model(description=plan.describe_model(), network=network, device=state.device)
@@ -183,7 +186,10 @@ def _build_optimiser(network: nn.Module, loss: nn.Module, config: TrainingConfig
     decayed = [p for n, p in network.named_parameters() if p.ndim > 1 and n.endswith("weight")]
     chosen = {id(p) for p in decayed}
     plain = [p for p in (*network.parameters(), *loss.parameters()) if id(p) not in chosen]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.99), eps=1e-8, fused=True)
 

@@ -1,4 +1,4 @@
-"""Full-volume Dice on the image's own grid: the score shown while training, and the one `evaluate` reports."""
+"""Full-volume Dice on the image's own grid: shown while training, and what `evaluate` reports."""
 
 import math
 from collections.abc import Sequence
@@ -56,7 +56,9 @@ class DiceScores:
         }
 
 
-def compute_dice(model: Model, cases: Sequence[PreparedCase], *, progress: Progress = no_progress) -> DiceScores:
+def compute_dice(
+    model: Model, cases: Sequence[PreparedCase], *, progress: Progress = no_progress
+) -> DiceScores:
     """Predict every case as a whole and compare on its image's own grid."""
     table = []
     for done, case in enumerate(cases):
