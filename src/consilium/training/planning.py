@@ -286,7 +286,7 @@ def _fit(
     if wants_whole and lean != network and predict_training_bytes(lean, largest) <= usable:
         reasons.append(
             f"Whole volumes with checkpointing: without it the largest, {_shape_text(largest)}, needs "
-            f"{_gib(whole)}, with it {_gib(predict_training_bytes(lean, largest))}; {_gib(usable)} may be used."
+            f"{_gib(whole)}, with it {_gib(predict_training_bytes(lean, largest))} of {_gib(usable)}."
         )
         return lean, None, 1
     patch = config.patch_zyx or _largest_patch(network, typical, usable, PATCH_VOXELS[device])

@@ -1,0 +1,167 @@
+"""``consilium evaluate``: a model's contours against the reference, as table, JSON and page."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from consilium.cases.dataset import open_dataset
+from consilium.cases.files import write_atomically, write_json
+from consilium.cli.console import console, print_table, progress_bar
+from consilium.errors import ConfigurationError
+from consilium.inference.model import load_model
+from consilium.pages.page import Figure, Section, TableBlock, Text, table_csv, write_page
+from consilium.pages.pictures import Panel, draw_panels
+from consilium.training.evaluation import (
+    DEFINITIONS,
+    FIGURES,
+    CaseMasks,
+    Compared,
+    StructureSummary,
+    evaluate_cases,
+    mean_dice,
+    summarise,
+    to_json,
+)
+from consilium.training.run_folder import open_run
+
+PICTURED_CASES = 4
+SPLITS = ("validation", "training", "all")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or a model file.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset with the reference contours.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the table, the JSON and the page.")],
+    split: Annotated[
+        str, typer.Option(help="validation or training (of the run's split), or all cases of the dataset.")
+    ] = "",
+    reader: Annotated[str | None, typer.Option(help="Whose contours are the reference.")] = None,
+) -> None:
+    """Compare a model's contours with the reference by overlap, distance and work left."""
+    opened = open_dataset(dataset)
+    model = load_model(run)
+    case_ids = _chosen_cases(run, opened.case_ids, split)
+    rows: list[Compared] = []
+    pictures: list[tuple[str, bytes]] = []
+    with progress_bar() as progress:
+        for masks, compared in evaluate_cases(model, opened, case_ids, reader=reader, progress=progress):
+            rows.extend(compared)
+            if len(pictures) < PICTURED_CASES:
+                pictures.append((masks.case_id, draw_case(masks)))
+    summaries = summarise(rows, model.structures)
+    out.mkdir(parents=True, exist_ok=True)
+    table = _case_table(rows)
+    write_atomically(out / "evaluation.csv", table_csv(table).encode())
+    write_json(out / "evaluation.json", {"model": model.digest, **to_json(rows, summaries)})
+    sections = [
+        Section(title="Per structure", blocks=[_summary_table(summaries), Text(text=DEFINITIONS)]),
+        Section(
+            title="Pictures",
+            blocks=[
+                Figure(caption=f"{case_id}: reference dashed, prediction drawn through.", png=png)
+                for case_id, png in pictures
+            ],
+        ),
+        Section(title="Per case", blocks=[table]),
+    ]
+    write_page(
+        out / "evaluation.html",
+        "Evaluation",
+        sections,
+        subtitle=f"{run.name}, model {model.digest[:12]}, {len({row.case_id for row in rows})} cases",
+    )
+    shown = _summary_table(summaries)
+    print_table(shown.title, shown.columns[:5], [row[:5] for row in shown.rows])
+    console.print(f"Mean Dice over structures: {mean_dice(summaries):.4f}", markup=False)
+    console.print(f"Page: {out / 'evaluation.html'}", markup=False)
+
+
+def draw_case(masks: CaseMasks) -> bytes:
+    """One axial slice per structure, through the reference's largest cross-section."""
+    panels = []
+    volume, turn = masks.image.to_canonical()
+    spacing = volume.grid.spacing_zyx_mm
+    for name, reference in masks.references.items():
+        truth, ours = turn.apply(reference), turn.apply(masks.predictions[name])
+        areas = (truth if truth.any() else ours).sum(axis=(1, 2))
+        z = int(np.argmax(areas))
+        panels.append(
+            Panel(
+                title=f"{name}, slice {z + 1} of {len(areas)}",
+                image=volume.array[z],
+                outlines={f"{name} (reference)": truth[z], name: ours[z]},
+                spacing_yx=(spacing[1], spacing[2]),
+                dashed=frozenset({f"{name} (reference)"}),
+            )
+        )
+    colours = {label: "#e6194b" if label in masks.references else "#3cb44b" for label in _labels(panels)}
+    return draw_panels(panels, colours=colours)
+
+
+def _labels(panels: list[Panel]) -> list[str]:
+    return [label for panel in panels for label in panel.outlines]
+
+
+def _chosen_cases(run: Path, known: tuple[str, ...], split: str) -> tuple[str, ...]:
+    split = split or ("validation" if run.is_dir() else "all")
+    if split not in SPLITS:
+        raise ConfigurationError(f"--split: must be one of {SPLITS}; got {split!r}.")
+    if split == "all":
+        return known
+    if not run.is_dir():
+        raise ConfigurationError(
+            "--split: a model file does not know its split. Use --split all, or name the run."
+        )
+    opened = open_run(run).split
+    wanted = opened.validation if split == "validation" else opened.training
+    missing = sorted(set(wanted) - set(known))
+    if missing:
+        raise ConfigurationError(
+            f"--split {split}: the dataset must hold the run's cases; {len(missing)} are missing, first "
+            f"{missing[0]}. Use --split all for another dataset."
+        )
+    return wanted
+
+
+def _summary_table(summaries: list[StructureSummary]) -> TableBlock:
+    columns = ["structure", "cases"]
+    for _, title in FIGURES:
+        columns += [title, f"{title}: 95 % interval"]
+    columns += ["only reference empty", "only prediction empty", "both empty"]
+    rows = []
+    for summary in summaries:
+        row: list[object] = [summary.structure, summary.cases]
+        for field, _ in FIGURES:
+            interval = summary.intervals[field]
+            ends = f"{interval.low:.3g} to {interval.high:.3g}" if interval.low == interval.low else "–"
+            row += [interval.estimate, ends]
+        row += [summary.empty_reference, summary.empty_prediction, summary.empty_both]
+        rows.append(row)
+    return TableBlock(
+        title="Means over patients",
+        columns=columns,
+        rows=rows,
+        note="Distances leave out cases with one mask empty; Dice and surface Dice count them as 0. "
+        "Cases with both empty have no figure.",
+    )
+
+
+def _case_table(rows: list[Compared]) -> TableBlock:
+    columns = ["case", "structure", *(title for _, title in FIGURES), "empty"]
+    cells: list[list[object]] = []
+    for row in rows:
+        values = [float(getattr(row.figures, field)) for field, _ in FIGURES]
+        empty = row.figures.empty
+        cells.append(
+            [
+                row.case_id,
+                row.structure,
+                *(v if math.isfinite(v) else None for v in values),
+                "" if empty == "neither" else empty,
+            ]
+        )
+    flagged = frozenset(k for k, row in enumerate(rows) if row.figures.empty != "neither")
+    return TableBlock(title="Every case and structure", columns=columns, rows=cells, flagged=flagged)

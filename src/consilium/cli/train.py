@@ -1,0 +1,194 @@
+"""``consilium train``: train a network on a dataset."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from consilium.cases.dataset import open_dataset
+from consilium.cases.files import write_atomically
+from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar
+from consilium.errors import ConfigurationError
+from consilium.pages.pictures import draw_curves
+from consilium.training.config import Budget, TrainingConfig
+from consilium.training.loop import train as run_training
+from consilium.training.run_folder import CONFIG, CURVES, Run, open_run
+from consilium.training.start import prepare_run, start_run
+from consilium.types import Triple
+
+DEFAULT_EPOCHS = 200
+
+
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Dataset to learn from.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run: new, or with --resume an interrupted one.")],
+    network: Annotated[str, typer.Option(help="unet3d or iunet (invertible, lean in memory).")] = "unet3d",
+    structures: Annotated[str, typer.Option(help="Names, separated by commas; all by default.")] = "",
+    minutes: Annotated[float | None, typer.Option(help="Train for so many minutes.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Train for so many epochs.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train for so many steps.")] = None,
+    scale_weights: Annotated[
+        str, typer.Option(help="Weight of the loss per scale, finest first, e.g. 1,0.5,0.25; or learned:3.")
+    ] = "",
+    spacing: Annotated[str, typer.Option(help="Grid in mm as z,y,x; the plan's choice by default.")] = "",
+    mode: Annotated[str, typer.Option(help="whole, patch or auto.")] = "auto",
+    watch: Annotated[str, typer.Option(help="On over-fitting: lower, stop or off.")] = "lower",
+    seed: Annotated[int, typer.Option(help="Repeats the same training.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> int:
+    """Train a network: four fifths of the patients teach it, one fifth validates it.
+
+    Whole volumes where the memory allows, patches otherwise; [bold]consilium plan[/bold] says beforehand.
+    Ctrl-C keeps everything; --resume goes on.
+    """
+    opened = open_dataset(dataset)
+    if resume or (run / CONFIG).exists():
+        chosen = _resume(run, resume)
+    else:
+        config = read_settings(
+            network=network,
+            structures=structures,
+            scale_weights=scale_weights,
+            spacing=spacing,
+            mode=mode,
+            watch=watch,
+            seed=seed,
+        )
+        if minutes is None and epochs is None and steps is None:
+            epochs = DEFAULT_EPOCHS
+        budget = Budget(minutes=minutes, epochs=epochs, steps=steps)
+        with progress_bar() as progress:
+            chosen = start_run(opened, run, config, budget, progress=progress)
+    for reason in chosen.plan.reasons:
+        console.print(reason, markup=False, highlight=False)
+    with stop_on_interrupt() as should_stop, progress_bar() as progress:
+        parts = prepare_run(opened, chosen, progress=progress)
+        outcome = run_training(
+            chosen,
+            parts.training,
+            parts.validation,
+            progress=progress,
+            should_stop=should_stop,
+            on_validation=lambda entry: write_curves(chosen),
+        )
+    if not outcome.finished:
+        console.print(
+            f"Interrupted at step {outcome.state.step}; everything is kept. "
+            f"Go on with: consilium train {dataset} {run} --resume",
+            markup=False,
+        )
+        return INTERRUPTED
+    _print_end(chosen, outcome.best_step)
+    return 0
+
+
+def read_settings(*, scale_weights: str, structures: str, spacing: str, **others: Any) -> TrainingConfig:
+    """Settings from the command line's words.
+
+    Raises:
+        ConfigurationError: A word that cannot be.
+    """
+    learned = scale_weights.startswith("learned:")
+    if learned:
+        weights: tuple[float, ...] = (1.0,) * int(
+            _numbers(scale_weights.removeprefix("learned:"), "scales")[0]
+        )
+    else:
+        weights = _numbers(scale_weights, "--scale-weights")
+    size = _numbers(spacing, "--spacing")
+    if len(size) not in {0, 3}:
+        raise ConfigurationError(f"--spacing: must be three lengths in mm, z,y,x; got {spacing!r}.")
+    wanted: Triple | None = (size[0], size[1], size[2]) if size else None
+    config = TrainingConfig(
+        structures=tuple(name.strip() for name in structures.split(",") if name.strip()),
+        scale_weights=weights,
+        learned_weights=learned,
+        spacing_zyx_mm=wanted,
+    )
+    return replace(config, **others)
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ask to stop at the first Ctrl-C or SIGTERM, after the step in progress; the second interrupts."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_curves(run: Run) -> None:
+    """Draw the log: Dice of training and validation, each structure, and where over-fitting was seen."""
+    log = run.read_log()
+    epochs = [entry["epoch"] for entry in log]
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        "training, mean": (epochs, [_number(e["training_mean"]) for e in log]),
+        "validation, mean": (epochs, [_number(e["validation"]["mean"]) for e in log]),
+    }
+    for name in run.plan.structures:
+        curves[name] = (epochs, [_number(e["validation"]["structures"].get(name)) for e in log])
+    seen = [e["epoch"] for e in log if e["overfitting"]]
+    marks = {f"over-fitting{f' {k + 1}' if k else ''}": epoch for k, epoch in enumerate(seen)}
+    best = [e["epoch"] for e in log if e["best"]]
+    if best:
+        marks["best"] = best[-1]
+    picture = draw_curves(
+        curves,
+        title="Dice: training batches, and whole validation volumes",
+        x_label="epoch",
+        y_label="Dice",
+        y_limits=(0.0, 1.0),
+        marks=marks,
+    )
+    write_atomically(run.folder / CURVES, picture)
+
+
+def _resume(folder: Path, asked: bool) -> Run:
+    run = open_run(folder)
+    if not asked:
+        raise ConfigurationError(
+            f"{folder.name}: holds a run already. Go on with --resume, or name another folder."
+        )
+    return run
+
+
+def _print_end(run: Run, best_step: int) -> None:
+    best = [entry for entry in run.read_log() if entry["step"] == best_step]
+    if not best:
+        return
+    scores = best[-1]["validation"]
+    rows = [
+        (name, _number(scores["structures"][name]), scores["cases"][name]) for name in run.plan.structures
+    ]
+    rows.append(("mean", _number(scores["mean"]), len(run.split.validation)))
+    print_table(
+        f"Validation of the kept weights (step {best_step}), whole volumes on the images' own grid",
+        ["structure", "Dice", "cases"],
+        rows,
+    )
+    console.print(f"Curves: {run.folder / CURVES}", markup=False)
+
+
+def _numbers(text: str, what: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigurationError(f"{what}: must be numbers separated by commas; got {text!r}.") from error
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
