@@ -92,7 +92,7 @@ def test_patients_never_stand_on_both_sides(rng: np.random.Generator) -> None:
 
 
 def test_too_few_patients_are_refused(rng: np.random.Generator) -> None:
-    with pytest.raises(DataError, match=r"at least 20 patients with target \d to say anything; found \d+"):
+    with pytest.raises(DataError, match=r"at least 20 patients of either kind .* found \d+ with target 0"):
         characterise(cohort(rng, subjects=36))
 
 

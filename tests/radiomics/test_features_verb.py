@@ -9,13 +9,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from consilium.cases.case import Instance
+from consilium.cases.case import Case, Instance
 from consilium.cases.dataset import create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
 from consilium.cases.nifti import write_nifti
 from consilium.cli.features import features
 from consilium.errors import ConfigurationError, DataError, GeometryError
 from consilium.geometry.volume import Volume
+from consilium.radiomics.extraction import Skipped, compute_dataset_features, number_like
 from consilium.radiomics.features import compute_features
 from consilium.radiomics.settings import FixedBinNumber, RadiomicsSettings
 from consilium.radiomics.settings_file import ct_settings, load_settings, settings_to_json
@@ -105,6 +106,39 @@ def test_values_in_the_table_are_those_of_the_function(tmp_path: Path) -> None:
         value = found[feature.tag].value
         assert value == feature.value or (math.isnan(value) and math.isnan(feature.value))
         assert found[feature.tag].processing == feature.processing
+
+
+def test_predicted_things_take_the_numbers_of_what_they_lie_on() -> None:
+    reference = np.zeros((2, 6, 12), np.int32)
+    reference[:, 1:4, 1:4], reference[:, 1:4, 8:11] = 1, 2
+    predicted = np.zeros(reference.shape, bool)
+    predicted[:, 2:5, 8:10] = predicted[0, 5, 0] = True
+    numbered = number_like(predicted, reference)
+    assert (numbered == 2).sum() == 12
+    assert numbered[0, 5, 0] == 3
+    given = np.where(predicted, 7, 0) + np.where(reference == 1, 4, 0)
+    assert set(np.unique(number_like(given, reference)).tolist()) == {0, 1, 2}
+    assert not number_like(np.zeros_like(predicted), reference).any()
+
+
+def test_a_prediction_is_measured_beside_the_readers(tmp_path: Path) -> None:
+    dataset = create_dataset(tmp_path / "data")
+    dataset.add(nodule_draft(2))
+    settings = load_settings(settings_file(tmp_path))
+    skipped = Skipped()
+
+    def predict(case: Case, image: Volume) -> dict[str, np.ndarray]:
+        return {"Nodule": dataset.load_instances(case, "Nodule", "reader-1") == 2}
+
+    rows = list(compute_dataset_features(dataset, settings, skipped, predict=predict))
+    volumes = {
+        (r.contour.reader, r.contour.instance): r.feature.value
+        for r in rows
+        if r.feature.tag == "morph_volume"
+    }
+    assert volumes["prediction", 2] == volumes["reader-1", 2]
+    assert ("prediction", 1) not in volumes
+    assert skipped.reasons == []
 
 
 def test_stability_is_written_beside_the_table(tmp_path: Path) -> None:

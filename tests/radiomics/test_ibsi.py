@@ -10,6 +10,7 @@ from consilium.radiomics.definitions import FAMILIES, definitions, split_tag
 from consilium.radiomics.features import FeatureValue, compute_features
 from consilium.radiomics.settings import ibsi_phantom_settings
 from tests.data import shared_data
+from tests.radiomics.documentation import PAGE, tables, with_tables
 from tests.radiomics.references import read_phantom, read_phantom_references
 
 WITHOUT_CONSENSUS = {
@@ -70,3 +71,10 @@ def test_tags_split_into_feature_and_aggregation() -> None:
     assert split_tag("szm_sze_2_5D") == ("szm_sze", "2_5D")
     assert split_tag("szm_sze_2D") == ("szm_sze", "2D")
     assert split_tag("stat_mean") == ("stat_mean", "")
+
+
+def test_the_tables_of_the_documentation_are_the_computed_ones() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_tables(page, tables(shared_data("ibsi"))) == page, (
+        "run python -m tests.radiomics.documentation"
+    )

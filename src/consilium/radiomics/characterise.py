@@ -154,13 +154,12 @@ def characterise(
             would mean anything; or if the diameter is missing.
     """
     settings = settings or CharacterisationSettings()
-    for target in (0, 1):
-        found = cohort.patients_with(target)
-        if found < settings.min_patients_per_class:
-            raise DataError(
-                f"characterise: needs at least {settings.min_patients_per_class} patients with target "
-                f"{target} to say anything; found {found}. Add cases."
-            )
+    zeros, ones = cohort.patients_with(0), cohort.patients_with(1)
+    if min(zeros, ones) < settings.min_patients_per_class:
+        raise DataError(
+            f"characterise: needs at least {settings.min_patients_per_class} patients of either kind to say "
+            f"anything; found {zeros} with target 0 and {ones} with target 1. Add cases."
+        )
     diameter = cohort.column(DIAMETER)[:, None]
     model, alone = np.zeros(len(cohort.target)), np.zeros(len(cohort.target))
     chosen: Counter[str] = Counter()

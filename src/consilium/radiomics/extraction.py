@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import ndimage
 
 from consilium.cases.case import Case, State
 from consilium.cases.dataset import Dataset
@@ -84,7 +85,7 @@ def compute_dataset_features(
         for key, mask in _contours(dataset, case, found):
             yield from _rows(image, mask, key, settings, skipped)
         if predict is not None:
-            for key, mask in _predicted(predict(case, image), case, wanted):
+            for key, mask in _predicted(dataset, predict(case, image), case, wanted):
                 yield from _rows(image, mask, key, settings, skipped)
     progress("computing features", len(case_ids), len(case_ids))
 
@@ -100,12 +101,47 @@ def _contours(dataset: Dataset, case: Case, structures: Iterable[str]) -> Iterat
 
 
 def _predicted(
-    found: Mapping[str, Array], case: Case, wanted: set[str] | None
+    dataset: Dataset, found: Mapping[str, Array], case: Case, wanted: set[str] | None
 ) -> Iterator[tuple[ContourKey, Array]]:
     for structure, labels in found.items():
-        if wanted is None or structure in wanted:
-            several = any(instance.structure == structure for instance in case.instances)
-            yield from _instances(labels, case, structure, several, PREDICTION, False)
+        if wanted is not None and structure not in wanted:
+            continue
+        several = any(instance.structure == structure for instance in case.instances)
+        if several:
+            reference = np.zeros(case.image.grid.shape_zyx, np.int32)
+            for reader in case.readers(structure):
+                np.maximum(reference, dataset.load_instances(case, structure, reader), out=reference)
+            labels = number_like(labels, reference)
+        yield from _instances(labels, case, structure, several, PREDICTION, False)
+
+
+def number_like(labels: Array, reference: Array) -> Array:
+    """Give predicted things the numbers of the reference things that they lie on.
+
+    Args:
+        labels: (Z, Y, X) labelmap, or a mask, whose connected pieces are then the things.
+        reference: (Z, Y, X) labelmap, same shape.
+
+    Returns:
+        (Z, Y, X) int32: each predicted thing has the number of the reference thing that it overlaps most;
+        those that overlap none have new numbers above all others.
+    """
+    binary = labels.dtype == np.bool_ or int(labels.max(initial=0)) <= 1
+    pieces = ndimage.label(labels, np.ones((3, 3, 3)))[0] if binary else labels
+    numbered = np.zeros(labels.shape, np.int32)
+    following = int(reference.max(initial=0)) + 1
+    for piece, box in enumerate(ndimage.find_objects(pieces.astype(np.int32)), start=1):
+        if box is None:
+            continue
+        inside = pieces[box] == piece
+        under = reference[box][inside]
+        under = under[under > 0]
+        if len(under):
+            number = int(np.bincount(under).argmax())
+        else:
+            number, following = following, following + 1
+        numbered[box][inside] = number
+    return numbered
 
 
 def _instances(
