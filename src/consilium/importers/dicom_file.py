@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import math
 import re
 import struct
 import warnings
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
@@ -69,29 +68,6 @@ def check_uid(value: Any, *, what: str, where: str) -> str:
             EXPORT_AGAIN,
         )
     return text
-
-
-def decimals(dataset: Dataset, keyword: str, *, count: int, where: str) -> tuple[float, ...]:
-    """The ``count`` finite numbers of an attribute.
-
-    Raises:
-        RefusedInput: If it is missing, of another length, or not finite.
-    """
-    with reading(where):
-        value = dataset.get(keyword)
-        values = [] if value is None or value == "" else list(value) if _is_multiple(value) else [value]
-        numbers = tuple(float(v) for v in values if v not in (None, ""))
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise RefusedInput(
-            where,
-            f"{keyword} must hold {count} finite numbers; found {len(numbers)}: {numbers}.",
-            EXPORT_AGAIN,
-        )
-    return numbers
-
-
-def _is_multiple(value: Any) -> bool:
-    return hasattr(value, "__iter__") and not isinstance(value, str | bytes)
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -21,8 +21,10 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from consilium.cases.case import Finding
 from consilium.errors import RefusedInput
-from consilium.importers.dicom_file import PIXEL_DATA, is_dicom, read_header, reading, short_uid
+from consilium.importers.attributes import Attributes, read_attributes
+from consilium.importers.dicom_file import is_dicom, short_uid
 from consilium.importers.dicom_series import SeriesHeader, SliceHeader
 from consilium.importers.slice_headers import (
     SLICE_KEYWORDS,
@@ -50,11 +52,12 @@ LABELMAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
 RTSTRUCT = str(RTStructureSetStorage)
 SEGMENTATIONS = frozenset(map(str, (SegmentationStorage, LABELMAP_SEGMENTATION)))
 DICOMDIR = "1.2.840.10008.1.3.10"
-AFTER_IMAGE_ATTRIBUTES = 0x30000000
-"""Attributes of the image plane and its pixels stand in groups 0008 to 0028; RT comes later."""
 
-SCAN_KEYWORDS = ["SOPClassUID", "ImageType", "RescaleType", "FrameOfReferenceUID", *SLICE_KEYWORDS]
-SCAN_TAGS = [number for number in map(tag_for_keyword, SCAN_KEYWORDS) if number is not None]
+SCAN_TAGS = frozenset(
+    number
+    for number in map(tag_for_keyword, ["ImageType", "RescaleType", *SLICE_KEYWORDS])
+    if number is not None
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,8 @@ def scan_dicom(
                 objects.append(found)
             elif found is not None:
                 identity, headers = found
-                group = groups.setdefault(identity.series_instance_uid, [])
+                key = identity.series_instance_uid or f"{path.parent}\n{identity.frame_of_reference_uid}"
+                group = groups.setdefault(key, [])
                 group.extend((identity, header) for header in headers)
     series: list[SeriesHeader] = []
     for _, entries in sorted(groups.items()):
@@ -124,7 +128,10 @@ def scan_dicom(
         except RefusedInput as refusal:
             refused.append(refusal)
     return DicomScan(
-        series=tuple(series), objects=tuple(objects), refused=tuple(refused), left_out=dict(left_out)
+        series=tuple(series),
+        objects=tuple(objects),
+        refused=tuple(_merged(refused)),
+        left_out=dict(left_out),
     )
 
 
@@ -134,51 +141,56 @@ def _read_one(
     """The slices of a file, or the object in it; None if it is no DICOM."""
     if not is_dicom(path):
         return None
-    dataset, position, stopped = read_header(path, tags=SCAN_TAGS, stop_at=AFTER_IMAGE_ATTRIBUTES)
-    with reading("DICOM file"):
-        sop_class = str(dataset.get("SOPClassUID", ""))
-        if not sop_class and "MediaStorageSOPClassUID" in dataset.file_meta:
-            sop_class = str(dataset.file_meta.MediaStorageSOPClassUID)
-    _check_wanted(dataset, sop_class, modalities)
-    if sop_class == RTSTRUCT or sop_class in SEGMENTATIONS:
-        return _object(path, dataset, sop_class)
-    identity = read_identity(dataset, "DICOM image")
-    where = f"series {short_uid(identity.series_instance_uid)}"
-    if stopped != PIXEL_DATA:
-        _, position, stopped = read_header(path, tags=["SOPClassUID"], where=where)
-    if stopped != PIXEL_DATA:
+    attributes = read_attributes(path, SCAN_TAGS)
+    _check_wanted(attributes, modalities)
+    if attributes.sop_class_uid == RTSTRUCT or attributes.sop_class_uid in SEGMENTATIONS:
+        return _object(path, attributes)
+    identity = read_identity(attributes)
+    attributes = replace(attributes, where=_name(identity))
+    if attributes.pixel_data_at is None:
         raise RefusedInput(
-            where, "an image must have PixelData; a file has none.", "Copy or export it again."
+            attributes.where, "an image must have PixelData; a file has none.", "Copy or export it again."
         )
-    if sop_class in MULTI_FRAME:
-        return identity, frame_headers(path, dataset, position, where=where)
-    return identity, [slice_header(path, dataset, position, where=where)]
+    if identity.sop_class_uid in MULTI_FRAME:
+        return identity, frame_headers(path, attributes)
+    return identity, [slice_header(path, attributes)]
 
 
-def _check_wanted(dataset: Dataset, sop_class: str, modalities: Sequence[str]) -> None:
-    if sop_class == DICOMDIR or "DirectoryRecordSequence" in dataset:
+def _check_wanted(attributes: Attributes, modalities: Sequence[str]) -> None:
+    sop_class = attributes.sop_class_uid
+    if sop_class == DICOMDIR:
         raise LeftOut("DICOMDIR (the files are found without it)")
     if sop_class == RTSTRUCT or sop_class in SEGMENTATIONS:
         return
     if sop_class not in SINGLE_FRAME | MULTI_FRAME:
-        raise LeftOut(f"{UID(sop_class).name if sop_class else 'no SOP class'} (no volume of CT slices)")
-    with reading("DICOM file"):
-        modality = str(dataset.get("Modality", ""))
-        image_type = [str(part).upper() for part in dataset.get("ImageType") or ()]
-        rescale_type = str(dataset.get("RescaleType") or "HU").upper()
+        raise LeftOut(f"{_class_name(sop_class)} (no volume of CT slices)")
+    modality = attributes.text("Modality")
     if modality not in modalities:
-        raise LeftOut(f"modality {modality or 'not given'} (asked for: {', '.join(modalities)})")
-    if "LOCALIZER" in image_type:
+        raise LeftOut(f"modality {modality[:16] or 'not given'} (asked for: {', '.join(modalities)})")
+    if "LOCALIZER" in attributes.text("ImageType").upper().split("\\"):
         raise LeftOut("localizer (no axial slice)")
-    if modality == "CT" and rescale_type not in ("HU", "US", "UNSPECIFIED"):
-        raise LeftOut(f"CT in {rescale_type[:16]}, not in Hounsfield units")
+    unit = attributes.text("RescaleType").upper()
+    if modality == "CT" and unit not in ("", "HU", "US", "UNSPECIFIED"):
+        raise LeftOut(f"CT in {unit[:16]}, not in Hounsfield units")
 
 
-def _object(path: Path, dataset: Dataset, sop_class: str) -> DicomObject:
-    identity = read_identity(dataset, "RTSTRUCT" if sop_class == RTSTRUCT else "DICOM SEG")
+def _class_name(sop_class: str) -> str:
+    """The standard's name of a kind of object; what is no name of the standard is not quoted."""
+    name = UID(sop_class).name if sop_class else "no SOP class"
+    return "private or unknown kind of object" if name == sop_class else name
+
+
+def _name(identity: Identity) -> str:
+    uid = identity.series_instance_uid
+    return f"series {short_uid(uid)}" if uid else "series without UID"
+
+
+def _object(path: Path, attributes: Attributes) -> DicomObject:
+    kind = "RTSTRUCT" if attributes.sop_class_uid == RTSTRUCT else "DICOM SEG"
+    identity = read_identity(replace(attributes, where=kind))
     return DicomObject(
         path=path,
-        sop_class_uid=sop_class,
+        sop_class_uid=identity.sop_class_uid,
         series_instance_uid=identity.series_instance_uid,
         study_instance_uid=identity.study_instance_uid,
         frame_of_reference_uid=identity.frame_of_reference_uid,
@@ -188,7 +200,7 @@ def _object(path: Path, dataset: Dataset, sop_class: str) -> DicomObject:
 def _series(entries: Sequence[tuple[Identity, SliceHeader]]) -> SeriesHeader:
     """Put the slices of one Series Instance UID together; they must agree on everything else."""
     first = entries[0][0]
-    where = f"series {short_uid(first.series_instance_uid)}"
+    where = _name(first)
     for keyword, value in vars(first).items():
         others = {vars(identity)[keyword] for identity, _ in entries} - {value}
         if others:
@@ -197,4 +209,33 @@ def _series(entries: Sequence[tuple[Identity, SliceHeader]]) -> SeriesHeader:
                 f"all slices of a series must have one {keyword.replace('_', ' ')}; found {len(others) + 1}.",
                 "Series are mixed up under one UID: export them again from their source.",
             )
-    return SeriesHeader(**vars(first), slices=tuple(header for _, header in entries))
+    headers = tuple(header for _, header in entries)
+    named, findings = _with_uids(first, headers)
+    return SeriesHeader(**vars(named), slices=headers, findings=findings)
+
+
+def _with_uids(identity: Identity, headers: Sequence[SliceHeader]) -> tuple[Identity, tuple[Finding, ...]]:
+    """Stand-ins, made from the instances' UIDs, for series and study UIDs that were taken away."""
+    missing = [name for name in ("series", "study") if not vars(identity)[f"{name}_instance_uid"]]
+    if not missing:
+        return identity, ()
+    instances = "\n".join(sorted(header.sop_instance_uid for header in headers))
+    stand_ins = {
+        f"{name}_instance_uid": f"2.25.{int(sha256(f'{name} {instances}'.encode()).hexdigest()[:32], 16)}"
+        for name in missing
+    }
+    finding = Finding(
+        code="missing-uids",
+        message=f"the source has no UID of its {' and '.join(missing)}; one made from its instances is used.",
+        remedy="Exports refer to that one. Import from the original source if they must go back to it.",
+    )
+    return replace(identity, **stand_ins), (finding,)
+
+
+def _merged(refusals: Sequence[RefusedInput]) -> list[RefusedInput]:
+    """One refusal for many files with one fault."""
+    counts = Counter((r.where, r.reason, r.remedy) for r in refusals)
+    return [
+        RefusedInput(f"{where} ({count} files)" if count > 1 else where, reason, remedy)
+        for (where, reason, remedy), count in counts.items()
+    ]

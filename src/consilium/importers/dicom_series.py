@@ -49,6 +49,7 @@ class SeriesHeader:
         patient_identity: Patient ID and its issuer; "" where the source has none. Private.
         slices: In any order; kept ordered along the normal of the slices, so that ``slices[k]`` is slice k of
             the volume of a series without gaps.
+        findings: What the scan noticed.
 
     Raises:
         RefusedInput: If sizes, orientations, pixel spacings or formats are mixed.
@@ -61,6 +62,7 @@ class SeriesHeader:
     sop_class_uid: str
     patient_identity: str
     slices: tuple[SliceHeader, ...]
+    findings: tuple[Finding, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.slices:
@@ -116,7 +118,7 @@ def read_series(
 
     Returns:
         (Z, Y, X) int16 in HU (CT) or the modality's unit: exact. float32 where slopes or values do not fit
-        int16. And the findings of the plan.
+        int16. And what a person should know of it.
 
     Raises:
         RefusedInput: If the slices do not lie on a regular grid, or their pixels cannot be read.
@@ -134,7 +136,7 @@ def read_series(
         volume = _read_slices(header, plan, np.dtype(np.int16 if whole else np.float32), progress)
     except BeyondInt16:
         volume = _read_slices(header, plan, np.dtype(np.float32), progress)
-    return volume, plan.findings
+    return volume, (*header.findings, *plan.findings)
 
 
 def series_sha256(header: SeriesHeader) -> str:

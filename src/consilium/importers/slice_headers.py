@@ -3,30 +3,36 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydicom.dataset import Dataset
 
 from consilium.errors import RefusedInput
-from consilium.importers.dicom_file import EXPORT_AGAIN, check_uid, decimals, read_dicom, reading
+from consilium.importers.attributes import Attributes
+from consilium.importers.dicom_file import EXPORT_AGAIN, read_dicom, reading
 from consilium.importers.dicom_series import SliceHeader
 from consilium.importers.pixels import PixelFormat, StoredSlice
-from consilium.importers.slice_order import Orientation
-from consilium.types import Triple
 
 SLICE_KEYWORDS = [
-    "SOPInstanceUID", "Modality", "PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SamplesPerPixel",
-    "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "IssuerOfPatientID", "StudyInstanceUID",
+    "SeriesInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
+    "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "RescaleSlope", "RescaleIntercept",
 ]  # fmt: skip
 """What `read_identity` and `slice_header` look at."""
+MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)
+"""Functional groups that hold the plane and the rescaling (DICOM PS3.3 C.7.6.16.2)."""
 MAX_FRAMES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What must be the same in all slices of a series; private."""
+    """What must be the same in all slices of a series; UIDs may be "" where they were taken away. Private."""
 
     series_instance_uid: str
     study_instance_uid: str
@@ -36,60 +42,49 @@ class Identity:
     patient_identity: str
 
 
-def read_identity(dataset: Dataset, where: str) -> Identity:
-    """Who and what a file belongs to.
+def read_identity(attributes: Attributes) -> Identity:
+    """Who and what a file belongs to; "" for a UID that de-identification took away.
 
     Raises:
-        RefusedInput: If a UID is missing or is none.
+        RefusedInput: If a UID is there but is none.
     """
-    with reading(where):
-        patient = str(dataset.get("PatientID") or "").strip()
-        issuer = str(dataset.get("IssuerOfPatientID") or "").strip()
-        frame = dataset.get("FrameOfReferenceUID")
-        modality, sop_class = str(dataset.get("Modality", "")), str(dataset.get("SOPClassUID", ""))
-        series, study = dataset.get("SeriesInstanceUID"), dataset.get("StudyInstanceUID")
+    patient, issuer = attributes.text("PatientID"), attributes.text("IssuerOfPatientID")
     return Identity(
-        series_instance_uid=check_uid(series, what="SeriesInstanceUID", where=where),
-        study_instance_uid=check_uid(study, what="StudyInstanceUID", where=where),
-        frame_of_reference_uid=check_uid(frame, what="FrameOfReferenceUID", where=where) if frame else "",
-        modality=modality,
-        sop_class_uid=sop_class,
+        series_instance_uid=attributes.uid("SeriesInstanceUID"),
+        study_instance_uid=attributes.uid("StudyInstanceUID"),
+        frame_of_reference_uid=attributes.uid("FrameOfReferenceUID"),
+        modality=attributes.text("Modality"),
+        sop_class_uid=attributes.sop_class_uid,
         patient_identity=f"{patient}\n{issuer}" if patient and issuer else patient,
     )
 
 
-def slice_header(path: Path, dataset: Dataset, pixel_data_at: int, *, where: str) -> SliceHeader:
+def slice_header(path: Path, attributes: Attributes) -> SliceHeader:
     """The one slice of a single-frame file.
-
-    Args:
-        path: The file.
-        dataset: With `SLICE_KEYWORDS`.
-        pixel_data_at: Position of the PixelData element in the file.
-        where: How messages call the series.
 
     Raises:
         RefusedInput: If the plane, the pixels or their unit are not described.
     """
-    frames = _whole(dataset, "NumberOfFrames", where, default=1)
+    frames = attributes.whole("NumberOfFrames", 1)
     if frames != 1:
         raise RefusedInput(
-            where,
+            attributes.where,
             f"an image of a single-frame class must hold one slice; found {frames} frames.",
             "Export it as one file per slice, or as Enhanced CT.",
         )
-    return _header(path, dataset, [dataset], pixel_data_at, where)
+    return _header(path, attributes, [attributes])
 
 
-def frame_headers(path: Path, dataset: Dataset, pixel_data_at: int, *, where: str) -> list[SliceHeader]:
+def frame_headers(path: Path, attributes: Attributes) -> list[SliceHeader]:
     """Every frame of a multi-frame file, as a slice (DICOM PS3.3 C.7.6.16).
 
     Raises:
         RefusedInput: As `slice_header`, and if there are not as many functional groups as frames.
     """
-    groups = read_dicom(
-        path, tags=["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"], where=where
-    )
-    frames = _whole(dataset, "NumberOfFrames", where)
+    where = attributes.where
+    tags = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+    groups = read_dicom(path, tags=tags, where=where)
+    frames = attributes.whole("NumberOfFrames")
     with reading(where):
         shared = next(iter(groups.get("SharedFunctionalGroupsSequence") or [Dataset()]))
         per_frame = list(groups.get("PerFrameFunctionalGroupsSequence") or [])
@@ -100,136 +95,102 @@ def frame_headers(path: Path, dataset: Dataset, pixel_data_at: int, *, where: st
             f"and {len(per_frame)} descriptions.",
             EXPORT_AGAIN,
         )
-    headers = []
-    for index, own in enumerate(per_frame):
-        with reading(where):
-            macros = [*_macros(own), *_macros(shared)]
-        headers.append(_header(path, dataset, [*macros, dataset], pixel_data_at, where, frame_index=index))
-    return headers
+    common = [*_macros(shared, where), attributes]
+    return [
+        _header(path, attributes, [*_macros(own, where), *common], index)
+        for index, own in enumerate(per_frame)
+    ]
 
 
-def _macros(group: Dataset) -> list[Dataset]:
-    """The items of a functional group that hold the plane and the rescaling."""
-    names = (
-        "PlanePositionSequence",
-        "PlaneOrientationSequence",
-        "PixelMeasuresSequence",
-        "PixelValueTransformationSequence",
-    )
-    return [group[name].value[0] for name in names if name in group and group[name].value]
+def _macros(group: Dataset, where: str) -> list[Attributes]:
+    with reading(where):
+        items = [group[name].value[0] for name in MACROS if name in group and group[name].value]
+    return [Attributes.from_dataset(item, where) for item in items]
 
 
 def _header(
-    path: Path,
-    dataset: Dataset,
-    places: list[Dataset],
-    pixel_data_at: int,
-    where: str,
-    *,
-    frame_index: int = 0,
+    path: Path, attributes: Attributes, places: list[Attributes], frame_index: int = 0
 ) -> SliceHeader:
     """A slice whose attributes stand in the first of ``places`` that has them."""
 
-    def place(keyword: str) -> Dataset:
-        return next((p for p in places if keyword in p), dataset)
+    def place(keyword: str) -> Attributes:
+        return next((p for p in places if keyword in p), attributes)
 
-    layout = _pixel_format(dataset, where)
-    px, py, pz = decimals(place("ImagePositionPatient"), "ImagePositionPatient", count=3, where=where)
-    orientation = decimals(place("ImageOrientationPatient"), "ImageOrientationPatient", count=6, where=where)
-    rows_mm, columns_mm = decimals(place("PixelSpacing"), "PixelSpacing", count=2, where=where)
-    slope, intercept = _rescale(place("RescaleSlope"), str(dataset.get("Modality", "")), where)
+    layout = _pixel_format(attributes)
+    px, py, pz = place("ImagePositionPatient").decimals("ImagePositionPatient", 3)
+    a, b, c, d, e, f = place("ImageOrientationPatient").decimals("ImageOrientationPatient", 6)
+    rows_mm, columns_mm = place("PixelSpacing").decimals("PixelSpacing", 2)
+    slope, intercept = _rescale(place("RescaleSlope"), attributes.text("Modality"))
     stored = StoredSlice(
         path=path,
         frame_index=frame_index,
-        pixel_data_at=pixel_data_at if layout.is_plain else None,
+        pixel_data_at=attributes.pixel_data_at if layout.is_plain else None,
         slope=slope,
         intercept=intercept,
         format=layout,
     )
     return SliceHeader(
-        sop_instance_uid=check_uid(dataset.get("SOPInstanceUID"), what="SOPInstanceUID", where=where),
-        position_lps_mm=_triple(px, py, pz),
-        orientation=_six(orientation),
+        sop_instance_uid=attributes.sop_instance_uid,
+        position_lps_mm=(px, py, pz),
+        orientation=(a, b, c, d, e, f),
         pixel_spacing_mm=(rows_mm, columns_mm),
-        thickness_mm=_thickness(place("SliceThickness"), where),
+        thickness_mm=_thickness(place("SliceThickness")),
         stored=stored,
     )
 
 
-def _triple(x: float, y: float, z: float) -> Triple:
-    return x, y, z
-
-
-def _six(values: tuple[float, ...]) -> Orientation:
-    a, b, c, d, e, f = values
-    return a, b, c, d, e, f
-
-
-def _rescale(dataset: Dataset, modality: str, where: str) -> tuple[float, float]:
+def _rescale(attributes: Attributes, modality: str) -> tuple[float, float]:
     """Slope and intercept; only CT must say them, since its unit hangs on them."""
-    if modality != "CT" and "RescaleSlope" not in dataset:
+    if modality != "CT" and "RescaleSlope" not in attributes:
         return 1.0, 0.0
-    (slope,) = decimals(dataset, "RescaleSlope", count=1, where=where)
-    (intercept,) = decimals(dataset, "RescaleIntercept", count=1, where=where)
+    (slope,) = attributes.decimals("RescaleSlope", 1)
+    (intercept,) = attributes.decimals("RescaleIntercept", 1)
     if slope == 0:
-        raise RefusedInput(where, "RescaleSlope must not be 0; it is.", EXPORT_AGAIN)
+        raise RefusedInput(attributes.where, "RescaleSlope must not be 0; it is.", EXPORT_AGAIN)
     return slope, intercept
 
 
-def _thickness(dataset: Dataset, where: str) -> float:
+def _thickness(attributes: Attributes) -> float:
     """NaN where it is not given: it matters for single slices only."""
-    with reading(where):
-        value = dataset.get("SliceThickness")
-        return math.nan if value in (None, "") else float(value)
+    return attributes.decimals("SliceThickness", 1)[0] if attributes.text("SliceThickness") else math.nan
 
 
-def _whole(dataset: Dataset, keyword: str, where: str, *, default: int | None = None) -> int:
-    with reading(where):
-        value: Any = dataset.get(keyword)
-        if value in (None, "") and default is not None:
-            return default
-        return int(value)
-
-
-def _pixel_format(dataset: Dataset, where: str) -> PixelFormat:
-    rows, columns = _whole(dataset, "Rows", where), _whole(dataset, "Columns", where)
-    allocated = _whole(dataset, "BitsAllocated", where)
-    stored = _whole(dataset, "BitsStored", where, default=allocated)
-    high = _whole(dataset, "HighBit", where, default=stored - 1)
-    samples = _whole(dataset, "SamplesPerPixel", where, default=1)
-    signed = _whole(dataset, "PixelRepresentation", where, default=0) == 1
-    if min(rows, columns) < 1 or samples != 1 or allocated not in (8, 16, 32) or high != stored - 1:
+def _pixel_format(attributes: Attributes) -> PixelFormat:
+    rows, columns = attributes.whole("Rows"), attributes.whole("Columns")
+    allocated = attributes.whole("BitsAllocated")
+    stored = attributes.whole("BitsStored", allocated)
+    high = attributes.whole("HighBit", stored - 1)
+    samples = attributes.whole("SamplesPerPixel", 1)
+    greyscale = samples == 1 and allocated in (8, 16, 32) and 1 <= stored <= allocated and high == stored - 1
+    if min(rows, columns) < 1 or not greyscale:
         raise RefusedInput(
-            where,
+            attributes.where,
             "a slice must have rows, columns, one sample per pixel and 8, 16 or 32 bits with the value in "
             f"the low ones; found {rows} × {columns}, {samples} samples, {allocated} bits allocated, "
             f"{stored} stored, high bit {high}.",
             "Export it again as greyscale.",
         )
-    with reading(where):
-        syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
+    signed = attributes.whole("PixelRepresentation", 0) == 1
     return PixelFormat(
         shape_yx=(rows, columns),
         bits_allocated=allocated,
         bits_stored=stored,
         signed=signed,
-        transfer_syntax_uid=syntax,
-        padding=_padding(dataset, where, signed=signed, bits=allocated),
+        transfer_syntax_uid=attributes.transfer_syntax_uid,
+        padding=_padding(attributes, signed=signed, bits=allocated),
     )
 
 
-def _padding(dataset: Dataset, where: str, *, signed: bool, bits: int) -> tuple[int, int] | None:
+def _padding(attributes: Attributes, *, signed: bool, bits: int) -> tuple[int, int] | None:
     """Lowest and highest stored padding value.
 
     Its own value representation is often wrong (63536 unsigned for -2000 signed in LIDC-IDRI): it is read
     with the sign of the pixels, as DICOM PS3.3 C.7.5.1.1.2 asks.
     """
-    if "PixelPaddingValue" not in dataset:
+    if "PixelPaddingValue" not in attributes or bits > 16:
         return None
-    value = _whole(dataset, "PixelPaddingValue", where)
-    limit = _whole(dataset, "PixelPaddingRangeLimit", where, default=value)
-    ends = [
-        v % 2**bits - 2**bits if signed and v % 2**bits >= 2 ** (bits - 1) else v % 2**bits
-        for v in (value, limit)
-    ]
+    value = attributes.whole("PixelPaddingValue", 0)
+    ends = [v % 2**bits for v in (value, attributes.whole("PixelPaddingRangeLimit", value))]
+    if signed:
+        ends = [v - 2**bits if v >= 2 ** (bits - 1) else v for v in ends]
     return min(ends), max(ends)
