@@ -16,6 +16,8 @@ BETWEEN_SLICES_MM = 0.1
 """A polygon farther than this from the slice it is counted to is reported as lying between slices."""
 HALFWAY_SLACK_MM = 0.02
 """Coordinates halfway between slices all go to the slice of greater index, however they were rounded."""
+EDGE_SLACK = 0.01
+"""Voxels beyond the image's edge that rounded coordinates of an outline along the edge may lie."""
 SNAP = 2.0**20
 """Index coordinates are rounded to 1/SNAP of a voxel, so that rounding errors decide no tie."""
 
@@ -208,7 +210,8 @@ def _on_nearest_plane(level: FloatArray, nearest: Array, step_mm: float) -> Arra
 def _count_outside_plane(index: FloatArray, starts: Array, order: Array, grid: Grid) -> int:
     _, ny, nx = grid.shape_zyx
     y, x = index[:, 1], index[:, 2]
-    beyond = (y < -0.5) | (y > ny - 0.5) | (x < -0.5) | (x > nx - 0.5)
+    edge = 0.5 + EDGE_SLACK
+    beyond = (y < -edge) | (y > ny - 1 + edge) | (x < -edge) | (x > nx - 1 + edge)
     return int(np.logical_or.reduceat(beyond, starts[:-1])[order].sum())
 
 
