@@ -9,6 +9,19 @@ import typer.main
 
 VERBS: dict[str, str] = {
     "demo": "consilium.cli.demo:demo",
+    "import": "consilium.cli.importing:import_",
+    "info": "consilium.cli.info:info",
+    "plan": "consilium.cli.plan:plan",
+    "train": "consilium.cli.train:train",
+    "evaluate": "consilium.cli.evaluate:evaluate",
+    "pack": "consilium.cli.pack:pack",
+    "contour": "consilium.cli.contour:contour",
+    "export": "consilium.cli.exporting:export",
+    "review": "consilium.cli.review:review",
+    "validate": "consilium.cli.validate:validate",
+    "commission": "consilium.cli.commission:commission",
+    "features": "consilium.cli.features:features",
+    "characterise": "consilium.cli.characterise:characterise_verb",
 }
 """Verb -> ``module:function`` (a typer-annotated function) or ``module:app`` (a typer application)."""
 
