@@ -15,12 +15,18 @@ from consilium.cases.draft import AnnotationDraft, CaseDraft
 from consilium.cases.nifti import write_nifti
 from consilium.cli.features import features
 from consilium.errors import ConfigurationError, DataError, GeometryError
-from consilium.geometry.volume import Volume
-from consilium.radiomics.extraction import Skipped, compute_dataset_features, number_like
+from consilium.geometry.affine import STANDARD_AXES_LPS, Affine
+from consilium.geometry.volume import Grid, Volume
+from consilium.radiomics.extraction import (
+    Skipped,
+    compute_contour_features,
+    compute_dataset_features,
+    number_like,
+)
 from consilium.radiomics.features import compute_features
 from consilium.radiomics.settings import FixedBinNumber, RadiomicsSettings
 from consilium.radiomics.settings_file import ct_settings, load_settings, settings_to_json
-from consilium.radiomics.table import read_table
+from consilium.radiomics.table import ContourKey, read_table
 from tests.cases.drafts import ball_mask, draft
 from tests.geometry.grids import grid
 
@@ -183,6 +189,29 @@ def test_a_mask_of_another_grid_is_refused(tmp_path: Path) -> None:
     write_nifti(tmp_path / "mask.nii.gz", Volume(np.ones((6, 8, 8), np.uint8), there))
     with pytest.raises(GeometryError, match="image's grid"):
         run(tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("permutation", "flips"), [((2, 1, 0), (0,)), ((1, 2, 0), (1, 2)), ((0, 1, 2), (0, 1))]
+)
+def test_the_orientation_in_which_an_image_is_stored_does_not_matter(
+    permutation: tuple[int, int, int], flips: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    target = grid((10, 16, 14), (2.0, 1.0, 1.2))
+    image = rng.integers(-200, 300, target.shape_zyx, dtype=np.int16)
+    mask = ball_mask(target, (5, 8, 7), 5.0)
+    axes = np.zeros((3, 3))
+    for k, axis in enumerate(permutation):
+        axes[:, k] = STANDARD_AXES_LPS[:, axis] * (-1 if k in flips else 1)
+    spacing = tuple(target.spacing_zyx_mm[axis] for axis in permutation)
+    stored = [np.flip(a.transpose(permutation), flips) for a in (image, mask)]
+    moved = Grid(stored[0].shape, Affine.from_spacing(spacing, axes_lps=axes))  # type: ignore[arg-type]
+    settings = RadiomicsSettings(aggregations=("2D_avg", "3D_avg"))
+    key = ContourKey(case_id="c", patient_id="p", structure="s", instance=0, reader="r")
+    here = list(compute_contour_features(Volume(image, target), mask, key, settings))
+    there = list(compute_contour_features(Volume(stored[0], moved), stored[1], key, settings))
+    for a, b in zip(here, there, strict=True):
+        assert a.feature.value == pytest.approx(b.feature.value, rel=1e-9, abs=1e-9), a.feature.tag
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import eval_legendre
 
+from consilium.radiomics import morphology
 from consilium.radiomics.features import compute_features
 from consilium.radiomics.local_intensity import compute_local_intensity
 from consilium.radiomics.morphology import ibsi_ellipsoid_area, spatial_autocorrelation, surface_points
@@ -16,10 +18,7 @@ PLAIN = ("morphology", "local intensity", "intensity statistics", "intensity-vol
 
 
 def values_of(image: Array, mask: Mask, spacing: tuple[float, float, float]) -> dict[str, float]:
-    settings = RadiomicsSettings(families=(*PLAIN, "intensity histogram"), rounded=False)
-    settings = RadiomicsSettings(
-        families=settings.families, rounded=False, volume_histogram=FixedBinNumber(1000)
-    )
+    settings = RadiomicsSettings(families=PLAIN, rounded=False, volume_histogram=FixedBinNumber(1000))
     return {f.tag: f.value for f in compute_features(image, mask, spacing, settings)}
 
 
@@ -65,8 +64,6 @@ def test_surface_points_of_a_voxel_are_its_face_centres() -> None:
 
 
 def test_ellipsoid_series_is_that_of_the_standard() -> None:
-    from scipy.special import eval_legendre
-
     a, b, c = 5.7, 4.65, 4.27
     alpha, beta = math.sqrt(1 - (b / a) ** 2), math.sqrt(1 - (c / a) ** 2)
     argument = (alpha**2 + beta**2) / (2 * alpha * beta)
@@ -95,6 +92,13 @@ def test_spatial_autocorrelation_sums_every_pair(rng: np.random.Generator, shape
 def test_spatial_autocorrelation_of_a_flat_region_is_not_a_number() -> None:
     flat = np.ones((3, 3, 3))
     assert all(math.isnan(v) for v in spatial_autocorrelation(flat, flat > 0, (1.0, 1.0, 1.0)))
+
+
+def test_spatial_autocorrelation_of_a_huge_region_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(1).normal(0, 1, (6, 6, 6))
+    assert math.isfinite(spatial_autocorrelation(image, image > -9, (1.0, 1.0, 1.0))[0])
+    monkeypatch.setattr(morphology, "MAX_CORRELATED_VOXELS", 1000)
+    assert math.isnan(spatial_autocorrelation(image, image > -9, (1.0, 1.0, 1.0))[0])
 
 
 def test_local_peaks_average_over_a_cubic_centimetre(rng: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist
 
 from consilium.geometry.marching_cubes import compute_block_areas, compute_block_volumes, neighbour_codes
 from consilium.radiomics.region import Region
-from consilium.types import FloatArray, Mask, Triple
+from consilium.types import Array, FloatArray, Mask, Triple
 
 MAX_CORRELATED_VOXELS = 100_000_000
 """Padded voxels beyond which Moran's I and Geary's C are left out: their transform would need over 3 GB."""
@@ -92,24 +92,33 @@ def spatial_autocorrelation(image: FloatArray, mask: Mask, spacing_zyx_mm: Tripl
     spread = float(((values - values.mean()) ** 2).sum()) if count else 0.0
     if count < 2 or spread == 0 or math.prod(shape) > MAX_CORRELATED_VOXELS:
         return math.nan, math.nan
+    weights = fft.rfftn(_inverse_distances(shape, spacing_zyx_mm)).real.copy()
+    weights *= _shares(weights.shape[-1], even=shape[-1] % 2 == 0) / math.prod(shape)
     deviation = np.where(mask, image - values.mean(), 0.0)
-    weights = fft.rfftn(_inverse_distances(shape, spacing_zyx_mm)).real
-    inside, signal, square = (
-        fft.rfftn(part, shape) for part in (mask.astype(np.float64), deviation, deviation**2)
-    )
-    # A real transform stores half of the last axis: every column but the first, and the last of an even
-    # length, stands for two.
-    share = np.full(weights.shape[-1], 2.0)
-    share[0] = 1.0
-    if shape[-1] % 2 == 0:
-        share[-1] = 1.0
-    weights *= share / math.prod(shape)
-    total = float((weights * (inside.real**2 + inside.imag**2)).sum())
-    product = float((weights * (signal.real**2 + signal.imag**2)).sum())
-    squares = float((weights * (square.real * inside.real + square.imag * inside.imag)).sum())
+    inside = fft.rfftn(mask.astype(np.float64), shape)
+    total = _weighted_sum(weights, inside, inside)
+    signal = fft.rfftn(deviation, shape)
+    product = _weighted_sum(weights, signal, signal)
+    del signal
+    squares = _weighted_sum(weights, fft.rfftn(deviation**2, shape), inside)
     moran = count / total * product / spread
     geary = (count - 1) / (2 * total) * (2 * squares - 2 * product) / spread
     return moran, geary
+
+
+def _shares(length: int, *, even: bool) -> FloatArray:
+    """How many columns of the whole spectrum each column of the stored half of the last axis stands for."""
+    share = np.full(length, 2.0)
+    share[0] = 1.0
+    if even:
+        share[-1] = 1.0
+    return share
+
+
+def _weighted_sum(weights: FloatArray, first: Array, second: Array) -> float:
+    """Sum over all pairs of voxels of weight times value of the one times value of the other (Parseval)."""
+    real = np.einsum("zyx,zyx,zyx->", weights, first.real, second.real)
+    return float(real + np.einsum("zyx,zyx,zyx->", weights, first.imag, second.imag))
 
 
 def _inverse_distances(shape: list[int], spacing_zyx_mm: Triple) -> FloatArray:

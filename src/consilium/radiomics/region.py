@@ -11,6 +11,7 @@ from consilium.geometry.crop import Box
 from consilium.geometry.resample import resample, resample_probability
 from consilium.geometry.volume import Grid, Volume
 from consilium.radiomics.settings import (
+    MAX_LEVELS,
     Discretisation,
     FixedBinNumber,
     IntegerLevels,
@@ -115,7 +116,7 @@ def discretise(
         (N,) int32 levels and the number of levels: the bins, or the highest level there is.
 
     Raises:
-        GeometryError: Integers were announced and are not, or lie below 1; or more than 65535 levels.
+        GeometryError: Integers were announced and are not, or lie below 1; or more than `MAX_LEVELS` levels.
 
     Source:
         IBSI reference manual, "Intensity discretisation".
@@ -138,8 +139,10 @@ def discretise(
         origin = low if start is None else start
         levels = np.maximum(np.floor((intensities - origin) / how.width) + 1, 1)
         count = int(levels.max())
-    if count > 65535:
-        raise GeometryError(f"image: must have at most 65535 grey levels; found {count}. Use wider bins.")
+    if count > MAX_LEVELS:
+        raise GeometryError(
+            f"image: must have at most {MAX_LEVELS} grey levels; found {count}. Use wider bins."
+        )
     return levels.astype(np.int32), count
 
 

@@ -8,6 +8,9 @@ from consilium.errors import ConfigurationError
 from consilium.radiomics.definitions import AGGREGATION_CODES, FAMILIES
 from consilium.types import Triple
 
+MAX_LEVELS = 1024
+"""Most grey levels: 13 co-occurrence matrices of so many take 109 MB."""
+
 
 @dataclass(frozen=True)
 class FixedBinNumber:
@@ -16,8 +19,8 @@ class FixedBinNumber:
     bins: int = 32
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bins <= 4096:
-            raise ConfigurationError(f"FixedBinNumber: bins must lie in 2 … 4096; found {self.bins}.")
+        if not 2 <= self.bins <= MAX_LEVELS:
+            raise ConfigurationError(f"FixedBinNumber: bins must lie in 2 … {MAX_LEVELS}; found {self.bins}.")
 
     def describe(self, unit: str, intensity_range: tuple[float, float] | None) -> str:
         """Words for the record."""

@@ -64,16 +64,20 @@ def _depth(mask: Mask) -> Array:
     """Steps through pixel or voxel faces to the outside of the contour; 1 at its rim."""
     padded = np.pad(mask, 1)
     depth = ndimage.distance_transform_cdt(padded, metric="taxicab")
-    return np.ascontiguousarray(depth[tuple(slice(1, -1) for _ in mask.shape)]).astype(np.int64)
+    return np.ascontiguousarray(depth[tuple(slice(1, -1) for _ in mask.shape)])
+
+
+def find_zones(levels: Array, depth: Array, offsets: Array) -> Array:
+    """(N, 3): level, size and least depth of every connected zone of equal level."""
+    return _walk_zones(levels, depth, offsets, int(np.count_nonzero(levels)))
 
 
 @compiled
-def find_zones(levels: Array, depth: Array, offsets: Array) -> Array:
-    """(N, 3): level, size and least depth of every connected zone of equal level."""
+def _walk_zones(levels: Array, depth: Array, offsets: Array, voxels: int) -> Array:
     nz, ny, nx = levels.shape
     seen = np.zeros(levels.shape, np.bool_)
-    stack = np.empty((levels.size, 3), np.int64)
-    zones = np.empty((levels.size, 3), np.int64)
+    stack = np.empty(voxels, np.int64)
+    zones = np.empty((voxels, 3), np.int64)
     found = 0
     for z in range(nz):
         for y in range(ny):
@@ -82,11 +86,11 @@ def find_zones(levels: Array, depth: Array, offsets: Array) -> Array:
                 if level == 0 or seen[z, y, x]:
                     continue
                 seen[z, y, x] = True
-                stack[0, 0], stack[0, 1], stack[0, 2] = z, y, x
+                stack[0] = (z * ny + y) * nx + x
                 top, size, least = 1, 0, depth[z, y, x]
                 while top:
                     top -= 1
-                    a, b, c = stack[top, 0], stack[top, 1], stack[top, 2]
+                    a, b, c = stack[top] // (ny * nx), stack[top] // nx % ny, stack[top] % nx
                     size += 1
                     least = min(least, depth[a, b, c])
                     for k in range(len(offsets)):
@@ -95,7 +99,7 @@ def find_zones(levels: Array, depth: Array, offsets: Array) -> Array:
                             continue
                         if levels[u, v, w] == level and not seen[u, v, w]:
                             seen[u, v, w] = True
-                            stack[top, 0], stack[top, 1], stack[top, 2] = u, v, w
+                            stack[top] = (u * ny + v) * nx + w
                             top += 1
                 zones[found, 0], zones[found, 1], zones[found, 2] = level, size, least
                 found += 1
