@@ -90,6 +90,9 @@ def honest(settings: FederationSettings, site: str, amount: float = 0.1) -> Call
     return make
 
 
+TIMES = {"deadline_s": 20.0, "give_up_s": 30.0}
+
+
 def play(
     settings: FederationSettings, script: Script, folder: Path
 ) -> tuple[Parameters, list[RoundEvent], list[dict[str, object]]]:
@@ -109,7 +112,7 @@ def test_a_round_closes_as_soon_as_everyone_has_answered(tmp_path: Path) -> None
 
 
 def test_a_round_closes_at_its_deadline_with_the_quorum(tmp_path: Path) -> None:
-    settings = build_settings_for(3, rounds=1, quorum=2)
+    settings = build_settings_for(3, rounds=1, quorum=2, **TIMES)
     script = Script(
         {0: [(1.0, "site-0", honest(settings, "site-0")), (2.0, "site-1", honest(settings, "site-1"))]}
     )
@@ -122,7 +125,7 @@ def test_a_round_closes_at_its_deadline_with_the_quorum(tmp_path: Path) -> None:
 
 
 def test_below_the_quorum_it_waits_past_the_deadline(tmp_path: Path) -> None:
-    settings = build_settings_for(3, rounds=1, quorum=2)
+    settings = build_settings_for(3, rounds=1, quorum=2, **TIMES)
     script = Script(
         {0: [(1.0, "site-0", honest(settings, "site-0")), (25.0, "site-1", honest(settings, "site-1"))]}
     )
@@ -131,7 +134,7 @@ def test_below_the_quorum_it_waits_past_the_deadline(tmp_path: Path) -> None:
 
 
 def test_it_gives_up_at_the_stated_time_and_says_who_is_missing(tmp_path: Path) -> None:
-    settings = build_settings_for(3, rounds=1, quorum=2)
+    settings = build_settings_for(3, rounds=1, quorum=2, **TIMES)
     script = Script({0: [(1.0, "site-0", honest(settings, "site-0"))]})
     with pytest.raises(
         FederationError, match=r"needs 2 updates; 1 arrived within 30 s\. Missing: site-1, site-2"
@@ -141,7 +144,7 @@ def test_it_gives_up_at_the_stated_time_and_says_who_is_missing(tmp_path: Path) 
 
 
 def test_an_absent_site_costs_one_deadline_and_is_awaited_again_when_heard(tmp_path: Path) -> None:
-    settings = build_settings_for(2, rounds=4)
+    settings = build_settings_for(2, rounds=4, **TIMES)
     first = {r: [(1.0, "site-0", honest(settings, "site-0"))] for r in range(4)}
     first[3].append((6.0, "site-1", honest(settings, "site-1")))
     script = Script(first)
@@ -253,7 +256,7 @@ def test_a_federation_of_one_site_is_local_training_bit_for_bit(tmp_path: Path, 
     assert len({task.seed for task in tasks}) == 4
 
 
-@pytest.mark.parametrize("count", [3, 30, 300, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, 30, 300, 1000])
 def test_any_number_of_threads_and_order_of_sites_gives_the_same_digest(tmp_path: Path, count: int) -> None:
     settings = build_settings_for(count, rounds=2 if count < 300 else 1)
     digests = set()

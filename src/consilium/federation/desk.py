@@ -195,7 +195,8 @@ class Desk:
             return answer | {"say": "finished"} | _describe(final, site)
         if notice is None:
             return answer | {"why": "the coordinator is combining a round"}
-        if verdict is not None and verdict[0] == notice.round_number and verdict[1] == "accepted":
+        counted = verdict is not None and verdict[:2] == (notice.round_number, "accepted")
+        if counted or self._uploads.has_whole(site):
             return answer | {
                 "why": f"round {notice.round_number} waits for other sites",
                 "round": notice.round_number,

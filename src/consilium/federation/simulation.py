@@ -21,6 +21,7 @@ from consilium.federation.uploads import Arrival
 from consilium.types import Array
 
 IDLE_S = 0.002
+LOOK_UP_S = 0.05
 
 
 def carry_in_memory(desk: Desk, site: str) -> Carrier:
@@ -92,7 +93,7 @@ class _Workplace:
         for thread in self._work:
             if thread.done():
                 thread.result()
-        return self._desk.receive(timeout_s)
+        return self._desk.receive(min(timeout_s, LOOK_UP_S))
 
     def settle(self, arrival: Arrival, verdict: str, reason: str = "", *, keep: bool = False) -> None:
         self._desk.settle(arrival, verdict, reason, keep=keep)

@@ -1,4 +1,4 @@
-"""Several processes on one machine: the desk behind a Unix socket, each site proving its name by a shared token."""
+"""Several processes on one machine: the desk behind a Unix socket, each site proving its name by a token."""
 
 import hmac
 import os

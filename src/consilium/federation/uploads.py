@@ -15,6 +15,8 @@ from consilium.federation.messages import DIGEST
 MAX_WAITING = 4
 """Updates in memory at a time; a site that comes then is asked to wait, so memory stays flat."""
 
+ROOM_TIMEOUT_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
@@ -73,7 +75,7 @@ class Uploads:
     def __init__(self, spool: Path | None, complain: Callable[[str, str], None]) -> None:
         self._spool = spool
         self._complain = complain
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._by_site: dict[str, _Upload] = {}
         self._arrivals: queue.Queue[Arrival] = queue.Queue()
         self._waiting = 0
@@ -93,6 +95,7 @@ class Uploads:
         """Make room, and remove the bytes unless ``keep``."""
         with self._lock:
             self._waiting -= 1
+            self._lock.notify_all()
             self._by_site.pop(arrival.site, None)
         if isinstance(arrival.content, Path) and not keep:
             arrival.content.unlink(missing_ok=True)
@@ -106,6 +109,13 @@ class Uploads:
             while not self._arrivals.empty():
                 self._arrivals.get_nowait()
             self._waiting = 0
+            self._lock.notify_all()
+
+    def has_whole(self, site: str) -> bool:
+        """Whether an update of the site has arrived and waits to be judged."""
+        with self._lock:
+            upload = self._by_site.get(site)
+            return upload is not None and upload.whole
 
     def offer(self, site: str, round_number: int, size: int, digest: str) -> dict[str, Any]:
         """Answer to an offered update: send from some offset, have it already, or busy."""
@@ -125,14 +135,16 @@ class Uploads:
             if upload is not None:
                 upload.discard()
                 del self._by_site[site]
-            under_way = self._waiting + sum(not other.whole for other in self._by_site.values())
-            if self._spool is None and under_way >= MAX_WAITING:
+            if self._spool is None and not self._lock.wait_for(self._has_room, ROOM_TIMEOUT_S):
                 return {"say": "busy"}
             place = (
                 None if self._spool is None else self._spool / f"{site}-{round_number}-{digest[:16]}.update"
             )
             self._by_site[site] = _Upload(round_number, size, digest, place)
             return {"say": "send", "offset": 0}
+
+    def _has_room(self) -> bool:
+        return self._waiting + sum(not other.whole for other in self._by_site.values()) < MAX_WAITING
 
     def put(self, site: str, digest: str, offset: int, body: memoryview) -> dict[str, Any]:
         """Take one piece; the last one makes the update arrive."""
