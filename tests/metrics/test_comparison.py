@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from consilium.metrics import comparison, detection
+from consilium.metrics import comparison, detection, readers
 from consilium.metrics.comparison import compare_masks
 from consilium.metrics.overlap import added_path_length_mm, dice, slice_contours, volume_cm3
 from consilium.types import Mask
@@ -100,7 +100,7 @@ def test_empty_masks_have_the_documented_figures() -> None:
     assert (invented.empty, invented.dice, invented.added_path_length_mm) == ("reference", 0, 0)
 
 
-@pytest.mark.parametrize("module", [comparison, detection])
+@pytest.mark.parametrize("module", [comparison, detection, readers])
 def test_the_examples_in_the_docstrings_run(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0

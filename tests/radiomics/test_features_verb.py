@@ -218,6 +218,8 @@ def test_misuse_is_named(tmp_path: Path) -> None:
     create_dataset(tmp_path / "data").add(draft(1))
     with pytest.raises(ConfigurationError, match=r"\*\.csv"):
         run(tmp_path / "data", tmp_path / "out.xlsx")
+    with pytest.raises(ConfigurationError, match="consilium import"):
+        run(tmp_path / "data", tmp_path / "data", tmp_path / "out.csv")
     with pytest.raises(ConfigurationError, match="Liver"):
         run(tmp_path / "data", tmp_path / "out.csv", "--structure", "Liver")
 

@@ -138,6 +138,11 @@ def _of_image(
     structures: list[str] | None,
     skipped: Skipped,
 ) -> Iterator[FeatureRow]:
+    if image_file.is_dir():
+        raise ConfigurationError(
+            "features: IMAGE must be a NIfTI file; found a folder. Import DICOM into a dataset first (consilium "
+            "import); for a dataset, give OUT.csv alone."
+        )
     image = read_nifti(image_file)
     for name, file in _mask_files(contours):
         mask = read_nifti(file)
