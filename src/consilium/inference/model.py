@@ -24,6 +24,7 @@ MODEL_FORMAT = "consilium-model"
 MODEL_VERSION = 1
 MODEL_SUFFIX = ".consilium"
 BEST = "best.safetensors"
+HEADER = "consilium"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ def build_model(
     """
     device = device or choose_device()
     config = description.network
-    config = replace(config, bf16=config.bf16 and has_fast_bf16(device), reversible=config.reversible)
+    config = replace(config, bf16=config.bf16 and has_fast_bf16(device))
     network = build_network(config, seed=0)
     load_weights(network, weights)
     return Model(description=description, network=network.to(device).eval(), device=device, digest=digest)
@@ -167,15 +168,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def save_model(path: Path, description: ModelDescription, weights: Mapping[str, Tensor]) -> str:
     """Write a model file in one step; returns its digest."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    text = _canonical_json(description.to_json())
+    text = canonical_json(description.to_json())
     digest = compute_digest(text, tensors)
-    metadata = {
-        "format": MODEL_FORMAT,
-        "version": str(MODEL_VERSION),
-        "description": text,
-        "digest": digest,
-    }
-    write_atomically(path, save(tensors, metadata))
+    header = {"format": MODEL_FORMAT, "version": MODEL_VERSION, "description": text, "digest": digest}
+    write_tensors(path, tensors, header)
     return digest
 
 
@@ -185,16 +181,16 @@ def read_model_file(path: Path) -> tuple[ModelDescription, dict[str, Tensor], st
     Raises:
         CheckpointError: No model file, of another version, or its content does not have its digest.
     """
-    tensors, metadata = read_tensors(path)
-    found = (metadata.get("format"), metadata.get("version"))
-    if found != (MODEL_FORMAT, str(MODEL_VERSION)):
+    tensors, header = read_tensors(path)
+    found = (header.get("format"), header.get("version"))
+    if found != (MODEL_FORMAT, MODEL_VERSION):
         raise CheckpointError(
             f"{path.name}: must be of format {MODEL_FORMAT!r} version {MODEL_VERSION}; found {found[0]!r} "
             f"version {found[1]!r}. Pack the run again with this version of consilium."
         )
-    text = metadata.get("description", "")
+    text = str(header.get("description", ""))
     digest = compute_digest(text, tensors)
-    if digest != metadata.get("digest"):
+    if digest != header.get("digest"):
         raise CheckpointError(
             f"{path.name}: the content must have the digest that the file states; it has {digest[:12]}…. "
             "The file is damaged or was changed: get it again from where it was packed."
@@ -219,15 +215,23 @@ def load_model(path: Path, *, device: torch.device | None = None) -> Model:
     return build_model(description, weights, device=device, digest=digest)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor and the metadata of a safetensors file.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """A safetensors file with ``header`` as its only metadata, in one step; same content, same bytes."""
+    # safetensors writes several metadata entries in random order, so there is only one.
+    write_atomically(path, save(dict(tensors), {HEADER: canonical_json(header)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every tensor and the header of a file that `write_tensors` wrote; an empty header where it has none.
 
     Raises:
         CheckpointError: The file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+        return tensors, parse_json(metadata.get(HEADER, "{}"), path.name)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name}: must exist; it is missing.") from error
     except (SafetensorError, OSError) as error:
@@ -261,5 +265,6 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _canonical_json(record: Mapping[str, Any]) -> str:
+def canonical_json(record: Mapping[str, Any]) -> str:
+    """JSON that is the same text for the same record."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

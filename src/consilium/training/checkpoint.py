@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from consilium.cases.files import write_atomically
 from consilium.errors import CheckpointError
-from consilium.inference.model import compute_digest, load_weights, parse_json, read_tensors
+from consilium.inference.model import compute_digest, load_weights, parse_json, read_tensors, write_tensors
 from consilium.training.overfitting import OverfittingWatch
 from consilium.training.state import TrainingState
 
@@ -42,14 +40,14 @@ def save_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
             "recent_loss": state.recent_loss,
         }
     )
-    metadata = {
+    header = {
         "format": CHECKPOINT_FORMAT,
-        "version": str(CHECKPOINT_VERSION),
+        "version": CHECKPOINT_VERSION,
         "fingerprint": fingerprint,
         "state": scalars,
         "digest": compute_digest(scalars, tensors),
     }
-    write_atomically(path, save(tensors, metadata))
+    write_tensors(path, tensors, header)
 
 
 def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> None:
@@ -58,19 +56,19 @@ def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
     Raises:
         CheckpointError: Damaged, of another version, or of another plan, split or seed.
     """
-    tensors, metadata = read_tensors(path)
-    found = (metadata.get("format"), metadata.get("version"))
-    if found != (CHECKPOINT_FORMAT, str(CHECKPOINT_VERSION)):
+    tensors, header = read_tensors(path)
+    found = (header.get("format"), header.get("version"))
+    if found != (CHECKPOINT_FORMAT, CHECKPOINT_VERSION):
         raise CheckpointError(
             f"{path.name}: must be a {CHECKPOINT_FORMAT!r} of version {CHECKPOINT_VERSION}; found {found}."
         )
-    if metadata.get("fingerprint") != fingerprint:
+    if header.get("fingerprint") != fingerprint:
         raise CheckpointError(
             f"{path.name}: must come from the same plan, split and seed to go on from; it does not. "
             "Train into a new folder."
         )
-    scalars = metadata.get("state", "")
-    if compute_digest(scalars, tensors) != metadata.get("digest"):
+    scalars = str(header.get("state", ""))
+    if compute_digest(scalars, tensors) != header.get("digest"):
         raise CheckpointError(
             f"{path.name}: the content must have the digest that the file states; it has not. The file is "
             "damaged: train again into a new folder."

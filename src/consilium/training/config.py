@@ -32,6 +32,9 @@ class TrainingConfig:
         learned_weights: Learn the weights of as many scales as `scale_weights` has.
         dropout: Of channels, in [0, 1).
         rate: Highest learning rate of AdamW.
+        head_rate: The same for the heads. From the prior to certainty a logit must rise by about eight, and
+            AdamW moves each of a head's few weights by no more than the rate per step: at the
+            others' rate, small structures stay at zero for hundreds of steps.
         weight_decay: Of AdamW, on convolution weights only.
         warm_up: Share of the budget in which the rate rises from zero.
         clip_norm: Largest norm of a gradient.
@@ -59,6 +62,7 @@ class TrainingConfig:
     learned_weights: bool = False
     dropout: float = 0.0
     rate: float = 2e-3
+    head_rate: float = 0.1
     weight_decay: float = 1e-2
     warm_up: float = 0.05
     clip_norm: float = 1.0
@@ -74,7 +78,8 @@ class TrainingConfig:
                     f"training: {name} must be one of {allowed}; got {getattr(self, name)!r}."
                 )
         for name, low, high in (
-            ("rate", 0.0, 1.0),
+            ("rate", 1e-9, 1.0),
+            ("head_rate", 1e-9, 10.0),
             ("weight_decay", 0.0, 1.0),
             ("warm_up", 0.0, 0.5),
             ("clip_norm", 1e-9, math.inf),

@@ -33,7 +33,7 @@ FIGURES = (
 
 DEFINITIONS = (
     f"Distances and surface Dice: {SURFACE_DEFINITION}, tolerance {TOLERANCE_MM:g} mm. Added path length: "
-    "contour pixels of the reference, slice by slice, that the prediction does not have (Vaassen et al. 2020). "
+    "contour pixels of the reference, slice by slice, that the prediction has not (Vaassen et al. 2020). "
     "Everything on the image's own grid."
 )
 

@@ -127,7 +127,7 @@ def take_step(
             "checkpoint holds the state before."
         )
     for group in state.optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     state.optimiser.step()
     state.step += 1
     state.recent_loss = [state.recent_loss[0] + loss, state.recent_loss[1] + 1]
@@ -183,12 +183,18 @@ def _is_bf16(state: TrainingState) -> bool:
 
 
 def _build_optimiser(network: nn.Module, loss: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    decayed = [p for n, p in network.named_parameters() if p.ndim > 1 and n.endswith("weight")]
-    chosen = {id(p) for p in decayed}
-    plain = [p for p in (*network.parameters(), *loss.parameters()) if id(p) not in chosen]
+    heads, decayed, plain = [], [], list(loss.parameters())
+    for name, parameter in network.named_parameters():
+        if name.startswith("heads."):
+            heads.append(parameter)
+        elif parameter.ndim > 1 and name.endswith("weight"):
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay, "factor": 1.0},
+        {"params": plain, "weight_decay": 0.0, "factor": 1.0},
+        {"params": heads, "weight_decay": 0.0, "factor": config.head_rate / config.rate},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.99), eps=1e-8, fused=True)

@@ -1,0 +1,166 @@
+"""``consilium contour``: apply a model, or several, to a CT that it has never seen."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consilium.cases.dataset import file_name_of
+from consilium.cases.files import write_json
+from consilium.cases.nifti import read_nifti, write_nifti
+from consilium.cli.console import console, print_table, progress_bar
+from consilium.errors import ConfigurationError, DataError
+from consilium.exporters.dicom_reference import PATIENT, STUDY, SeriesReference
+from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
+from consilium.geometry.volume import Volume
+from consilium.importers.dicom_file import read_header
+from consilium.importers.dicom_scan import scan_dicom
+from consilium.importers.dicom_series import SeriesHeader, read_series
+from consilium.inference.contour import Contoured, contour_prediction, entropy_on_grid, predict
+from consilium.inference.model import Model, load_model
+from consilium.types import Mask, Progress
+
+NIFTI_ENDINGS = (".nii", ".nii.gz")
+FORMATS = ("rtstruct", "nifti")
+
+
+def contour(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Runs or model files, then the input, then the output folder."),
+    ],
+    output_format: Annotated[
+        str, typer.Option("--format", help="rtstruct or nifti; by default as the input is.")
+    ] = "",
+    series: Annotated[
+        str, typer.Option(help="Last digits of the series' UID, where there are several.")
+    ] = "",
+    doubt: Annotated[
+        bool, typer.Option("--doubt", help="Also write a map of where the model is in doubt (NIfTI).")
+    ] = False,
+) -> None:
+    """RUN... INPUT OUTPUT: contour a DICOM folder or a NIfTI file.
+
+    Of several runs the mean probability counts. The contours are proposals (UNAPPROVED) to look at.
+    """
+    if len(paths) < 3:
+        raise ConfigurationError(
+            f"contour: needs a run or model file, an input and an output folder; got {len(paths)} paths."
+        )
+    *runs, source, out = paths
+    models = [load_model(run) for run in runs]
+    with progress_bar() as progress:
+        volume, header = read_input(source, series, progress)
+        chosen = output_format or ("rtstruct" if header is not None else "nifti")
+        if chosen not in FORMATS or (chosen == "rtstruct" and header is None):
+            raise ConfigurationError(
+                f"--format: must be one of {FORMATS}, and rtstruct needs a DICOM input; got {chosen!r}."
+            )
+        prediction = predict(models, volume, progress=progress)
+        out.mkdir(parents=True, exist_ok=True)
+        found: list[Contoured] = []
+        masks = _noting(contour_prediction(prediction, volume.grid, progress=progress), found)
+        if chosen == "rtstruct":
+            assert header is not None
+            written = out / "contours.dcm"
+            export_rtstruct(
+                written,
+                rois_from_masks(masks, volume.grid),
+                volume.grid,
+                reference_of(header),
+                algorithm=Algorithm(name=_name(models), model_sha256=models[0].digest),
+            )
+        else:
+            written = out
+            for name, mask in masks:
+                write_nifti(out / f"{file_name_of(name)}.nii.gz", Volume(mask, volume.grid))
+        if doubt:
+            write_nifti(out / "doubt.nii.gz", Volume(entropy_on_grid(prediction, volume.grid), volume.grid))
+    write_json(out / "contours.json", _record(found, models))
+    print_table(
+        "Contours",
+        ["structure", "cm³", "doubt"],
+        [(f.structure, f.volume_cm3, f.doubt) for f in found],
+    )
+    console.print(f"Written: {written}", markup=False)
+
+
+def read_input(source: Path, series: str, progress: Progress) -> tuple[Volume, SeriesHeader | None]:
+    """The image of a NIfTI file, or of the one series of a DICOM folder with its header.
+
+    Raises:
+        ConfigurationError: The folder holds several series, and none or no single one was named.
+        DataError: It holds none.
+    """
+    if source.is_file() and source.name.endswith(NIFTI_ENDINGS):
+        return read_nifti(source), None
+    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    scan = scan_dicom(files, progress=progress)
+    found = [header for header in scan.series if header.series_instance_uid.endswith(series)]
+    if not found:
+        reasons = "; ".join(str(refusal) for refusal in scan.refused[:3])
+        raise DataError(
+            f"{source.name}: must hold a CT series; found none that can be used. "
+            f"{reasons or 'Export it again.'}"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{header.name} ({len(header.slices)} slices)" for header in found)
+        raise ConfigurationError(
+            f"{source.name}: holds several series: {names}. Name one by its last digits: --series 1234"
+        )
+    volume, findings = read_series(found[0], progress=progress)
+    for finding in findings:
+        console.print(f"{found[0].name}: {finding.message} {finding.remedy}", markup=False)
+    return volume, found[0]
+
+
+def reference_of(header: SeriesHeader) -> SeriesReference:
+    """What an RTSTRUCT says about the series it belongs to, read from the series itself."""
+    first, _, _ = read_header(header.paths[0], tags=(*PATIENT, *STUDY, "PositionReferenceIndicator"))
+    return SeriesReference.from_record(
+        {
+            "kind": "dicom",
+            "patient": {key: str(first.get(key) or "") for key in PATIENT},
+            "study": {key: str(first.get(key) or "") for key in STUDY}
+            | {"StudyInstanceUID": header.study_instance_uid},
+            "series": {
+                "SeriesInstanceUID": header.series_instance_uid,
+                "FrameOfReferenceUID": header.frame_of_reference_uid,
+                "PositionReferenceIndicator": str(first.get("PositionReferenceIndicator") or ""),
+                "SOPClassUID": header.sop_class_uid,
+            },
+            "slices": [
+                {"sop_instance_uid": s.sop_instance_uid, "position_lps_mm": list(s.position_lps_mm)}
+                for s in header.slices
+            ],
+        }
+    )
+
+
+def _noting(
+    results: Iterator[tuple[str, Mask, Contoured]], found: list[Contoured]
+) -> Iterator[tuple[str, Mask]]:
+    for name, mask, figures in results:
+        found.append(figures)
+        yield name, mask
+
+
+def _name(models: list[Model]) -> str:
+    kind = models[0].description.network.kind
+    return f"consilium {kind}" if len(models) == 1 else f"consilium {len(models)} x {kind}"
+
+
+def _record(found: list[Contoured], models: list[Model]) -> Mapping[str, Any]:
+    return {
+        "models": [model.digest for model in models],
+        "structures": [
+            {
+                "structure": f.structure,
+                "voxels": f.voxels,
+                "volume_cm3": f.volume_cm3,
+                "doubt": f.doubt if f.doubt == f.doubt else None,
+            }
+            for f in found
+        ],
+    }
