@@ -140,8 +140,8 @@ def _of_image(
 ) -> Iterator[FeatureRow]:
     if image_file.is_dir():
         raise ConfigurationError(
-            "features: IMAGE must be a NIfTI file; found a folder. For a dataset, give OUT.csv alone; of DICOM, "
-            "make a dataset first (consilium import)."
+            "features: IMAGE must be a NIfTI file; found a folder. For a dataset, give OUT.csv alone; "
+            "of DICOM, make a dataset first (consilium import)."
         )
     image = read_nifti(image_file)
     for name, file in _mask_files(contours):
