@@ -60,11 +60,12 @@ def build_app(dataset: Dataset, *, token: str, port: int, export: Export) -> Sta
         loader=jinja2.PackageLoader("consilium.review"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     templates.globals["version"] = consilium.__version__
+    images = Images(dataset)
     desk = Desk(
         dataset=dataset,
         store=DecisionStore(dataset.folder / "review" / "decisions.sqlite"),
-        images=Images(dataset),
-        attention=Attention(dataset),
+        images=images,
+        attention=Attention(dataset, look_at=images.open),
         export=export,
         templates=templates,
     )
@@ -189,8 +190,8 @@ async def _slice(request: Request) -> Response:
     desk = _desk(request)
 
     def read() -> tuple[bytes, int, int]:
-        image = desk.images.image(desk.case(request))
-        return image.slice_bytes(request.path_params["plane"], request.path_params["index"])
+        path = request.path_params
+        return desk.images.slice_bytes(desk.case(request), path["plane"], path["index"])
 
     content, height, width = await run_in_threadpool(read)
     headers = {"X-Shape": f"{height},{width}"}

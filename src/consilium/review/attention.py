@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,16 @@ def disagreements(dataset: Dataset, case: Case) -> list[Reason]:
 
 
 class Attention:
-    """The reasons of every case, filled in the background so that the list opens at once."""
+    """The reasons of every case, filled in the background so that the list opens at once.
 
-    def __init__(self, dataset: Dataset) -> None:
+    Args:
+        dataset: To look through.
+        look_at: Called with every case, e.g. to fill the cache before somebody opens it.
+    """
+
+    def __init__(self, dataset: Dataset, *, look_at: Callable[[Case], object] = lambda case: None) -> None:
         self._dataset = dataset
+        self._look_at = look_at
         self._reasons: dict[str, list[Reason]] = {}
         self._pending: set[str] = set(dataset.case_ids)
         self._thread: threading.Thread | None = None
@@ -98,6 +104,7 @@ class Attention:
         outliers = volume_outliers(cases)
         for done, case in enumerate(cases, start=1):
             try:
+                self._look_at(case)
                 reasons = outliers.get(case.case_id, []) + disagreements(self._dataset, case)
             except DataError as error:
                 reasons = [Reason(structure="", message=str(error), score=1.0)]

@@ -2,31 +2,44 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import numpy as np
 
+from consilium.cases.cache import CropReader, cache_key, cached_array
 from consilium.cases.case import Case
 from consilium.cases.dataset import Dataset
 from consilium.errors import DataError
 from consilium.geometry.crop import Box, put_back
-from consilium.geometry.volume import Grid, Reorientation
 from consilium.types import Array, Mask
 
 PLANES = ("axial", "coronal", "sagittal")
-OPEN_CASES = 2
-"""Images kept in memory; opening another case drops the one that was not used for longest."""
+SLAB = 32
+"""Slices read together: the cache's block edge, so that the other 31 cost nothing more."""
+KEPT_SLABS = 16
+"""Of at most 16 MB each for a 512×512 image: what the server keeps, however many cases are opened."""
 
 
-@dataclass(frozen=True)
-class OpenImage:
-    """A case's image as the page shows it: Z Superior, Y Posterior, X Left."""
+class Images:
+    """Reads slices of a dataset's images from the cache, which it fills on the first opening."""
 
-    array: Array
-    grid: Grid
-    reorientation: Reorientation
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._slabs: OrderedDict[tuple[str, int, int], Array] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def slice_bytes(self, plane: str, index: int) -> tuple[bytes, int, int]:
+    def open(self, case: Case) -> CropReader:
+        """The image as the page shows it: int16, Z Superior, Y Posterior, X Left."""
+
+        def build() -> Array:
+            volume, _ = self._dataset.load_image(case).to_canonical()
+            array = volume.array
+            rounded = np.clip(np.rint(array), -32768, 32767) if array.dtype.kind == "f" else array
+            return rounded.astype(np.int16, copy=False)
+
+        key = cache_key(case.image.content_sha256, purpose="review", orientation="canonical")
+        return cached_array(self._dataset.cache_folder, key, build)
+
+    def slice_bytes(self, case: Case, plane: str, index: int) -> tuple[bytes, int, int]:
         """One slice as little-endian int16, with its height and width.
 
         Coronal and sagittal slices have the superior end in the first row.
@@ -37,33 +50,26 @@ class OpenImage:
         if plane not in PLANES:
             raise DataError(f"plane: must be one of {', '.join(PLANES)}; got another word.")
         axis = PLANES.index(plane)
-        if not 0 <= index < self.array.shape[axis]:
-            raise DataError(f"slice: must lie in 0 to {self.array.shape[axis] - 1}; got {index}.")
-        part = self.array.take(index, axis=axis)
+        length = case.image.grid.to_canonical()[0].shape_zyx[axis]
+        if not 0 <= index < length:
+            raise DataError(f"slice: must lie in 0 to {length - 1}; got {index}.")
+        slab = self._slab(case, axis, index // SLAB)
+        part = slab.take(index % SLAB, axis=axis)
         if axis > 0:
             part = part[::-1]
-        rounded = np.clip(np.rint(part), -32768, 32767) if part.dtype.kind == "f" else part
-        return rounded.astype("<i2").tobytes(), part.shape[0], part.shape[1]
+        return part.astype("<i2").tobytes(), part.shape[0], part.shape[1]
 
-
-class Images:
-    """Opens images of a dataset and keeps the last `OPEN_CASES` of them."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-        self._open: OrderedDict[str, OpenImage] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def image(self, case: Case) -> OpenImage:
-        """The image of a case."""
+    def _slab(self, case: Case, axis: int, number: int) -> Array:
+        key = (case.case_id, axis, number)
         with self._lock:
-            if case.case_id not in self._open:
-                while len(self._open) >= OPEN_CASES:
-                    self._open.popitem(last=False)
-                volume, reorientation = self._dataset.load_image(case).to_canonical()
-                self._open[case.case_id] = OpenImage(volume.array, volume.grid, reorientation)
-            self._open.move_to_end(case.case_id)
-            return self._open[case.case_id]
+            if key not in self._slabs:
+                index = [slice(None)] * 3
+                index[axis] = slice(number * SLAB, (number + 1) * SLAB)
+                self._slabs[key] = self.open(case)[tuple(index)]
+                while len(self._slabs) > KEPT_SLABS:
+                    self._slabs.popitem(last=False)
+            self._slabs.move_to_end(key)
+            return self._slabs[key]
 
     def mask(self, case: Case, structure: str, reader: str) -> tuple[Box | None, bytes]:
         """The tight box of a mask in canonical orientation, and its voxels as bits (little-endian, C order).
