@@ -79,6 +79,7 @@ class Desk:
         self._uploads = Uploads(spool, self._complain)
         self._verdicts: dict[str, tuple[int, str, str]] = {}
         self._presences: dict[str, _Presence] = {}
+        self._served: set[str] = set()
         self._complaints: set[tuple[str, str]] = set()
 
     # --- what run_rounds does -------------------------------------------------------------------------------
@@ -121,6 +122,10 @@ class Desk:
         with self._lock:
             return {s for s, p in self._presences.items() if now - p.heard_s <= self._settings.presence_s}
 
+    def list_served(self) -> set[str]:
+        """Sites that have fetched the final model."""
+        return set(self._served)
+
     # --- what sites ask -------------------------------------------------------------------------------------
 
     def answer(self, site: str, request: bytes) -> bytes:
@@ -138,7 +143,7 @@ class Desk:
             if ask == "task":
                 return encode_frame(self._answer_task(site, header))
             if ask == "model":
-                return self._answer_model(header)
+                return self._answer_model(site, header)
             if ask == "offer":
                 return encode_frame(self._answer_offer(site, header))
             if ask == "put":
@@ -203,7 +208,7 @@ class Desk:
             }
         return answer | {"say": "train"} | _describe(notice, site)
 
-    def _answer_model(self, header: Mapping[str, Any]) -> bytes:
+    def _answer_model(self, site: str, header: Mapping[str, Any]) -> bytes:
         with self._lock:
             notice = self._final or self._notice
         if notice is None or notice.model_digest != header["digest"]:
@@ -211,7 +216,10 @@ class Desk:
         offset = int(header["offset"])
         with notice.model.open("rb") as file:
             file.seek(offset)
-            return encode_frame({"say": "piece", "offset": offset}, file.read(CHUNK_BYTES))
+            piece = file.read(CHUNK_BYTES)
+            if notice is self._final and not file.read(1):
+                self._served.add(site)
+        return encode_frame({"say": "piece", "offset": offset}, piece)
 
     def _answer_offer(self, site: str, header: Mapping[str, Any]) -> dict[str, Any]:
         round_number, size, digest = int(header["round"]), int(header["size"]), str(header["digest"])

@@ -1,0 +1,132 @@
+"""A federation over FLARE as real processes on loopback, for tests and benchmarks; needs nvflare in this interpreter."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from consilium.federation.engine import kit
+from consilium.federation.federation_file import Coordinator
+from consilium.federation.parameters import Parameters
+from consilium.federation.service import FINAL, INITIAL
+from consilium.federation.settings import FederationSettings
+from consilium.federation.tensors import encode_tensors
+from tests.data import REPOSITORY
+
+
+def find_free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def format_toml(settings: FederationSettings, port: int) -> str:
+    """The federation file."""
+    lines = [
+        f'name = "{settings.name}"',
+        f"rounds = {settings.rounds}",
+        f"quorum = {settings.quorum}",
+        f"deadline_s = {settings.deadline_s}",
+        f"give_up_s = {settings.give_up_s}",
+        f"presence_s = {settings.presence_s}",
+    ]
+    for site in settings.sites:
+        lines += ["[[sites]]", f'name = "{site.name}"', f"cases = {site.cases}"]
+    lines += ["[coordinator]", 'host = "localhost"', f"port = {port}"]
+    return "\n".join(lines) + "\n"
+
+
+class Machines:
+    """Folders and processes: ``coordinator`` and one per site.
+
+    Args:
+        folder: Where everything lies.
+        settings: The federation.
+        model: The first model.
+    """
+
+    def __init__(self, folder: Path, settings: FederationSettings, model: Parameters) -> None:
+        self.folder = folder
+        self.settings = replace(settings, presence_s=5.0)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.seconds = 0.0
+        port = find_free_port()
+        text = format_toml(self.settings, port)
+        home = folder / "coordinator"
+        home.mkdir(parents=True)
+        (home / "federation.toml").write_text(text)
+        (home / INITIAL).write_bytes(encode_tensors(model))
+        fingerprint = kit.init_authority(home, settings.name, Coordinator(host="localhost", port=port))
+        for site in settings.sites:
+            place = folder / site.name
+            place.mkdir()
+            (place / "federation.toml").write_text(text)
+            (place / "site.toml").write_text(
+                f'name = "{site.name}"\ntraining = "tests.federation.training_at_home:build"\n'
+                f'approved = "{self.settings.digest[:16]}"\npoll_s = 0.1\n'
+            )
+            request = kit.write_request(place, settings.name, site.name)
+            kit.build_kit(place, kit.approve_request(home, request), fingerprint)
+
+    def start(self, name: str) -> None:
+        """Start one process."""
+        if name == "coordinator":
+            command = kit.configure_coordinator(self.folder / name, sites=len(self.settings.sites))
+        else:
+            command = kit.configure_site(self.folder / name / "site.toml", name)
+        environment = os.environ | {
+            "PYTHONPATH": str(REPOSITORY),
+            "CONSILIUM_TEST_SECONDS": str(self.seconds),
+            "HOME": str(self.folder / name),
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, cwd=self.folder
+            )
+
+    def start_all(self) -> None:
+        """The coordinator first; sites would wait for it anyway."""
+        for name in ("coordinator", *(site.name for site in self.settings.sites)):
+            self.start(name)
+
+    def kill(self, name: str) -> None:
+        """kill -9."""
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait()
+
+    def wait(self, *names: str, timeout_s: float = 120.0) -> None:
+        """Until these processes have ended well.
+
+        Raises:
+            AssertionError: With the log's end, if one did not.
+        """
+        until = time.monotonic() + timeout_s
+        for name in names:
+            try:
+                code = self.processes[name].wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                code = None
+            assert code == 0, f"{name}: {code}\n{self.read_log(name)[-3000:]}"
+
+    def read_log(self, name: str) -> str:
+        """What a process said."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    @property
+    def final(self) -> bytes:
+        """The final model at the coordinator."""
+        return (self.folder / "coordinator" / FINAL).read_bytes()
+
+    def read_audit(self) -> str:
+        """The coordinator's log."""
+        return (self.folder / "coordinator" / "journal" / "audit.jsonl").read_text()
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for process in self.processes.values():
+            process.kill()
+            process.wait()

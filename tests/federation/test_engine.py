@@ -1,0 +1,194 @@
+"""The FLARE transport as real processes over mTLS on loopback; needs nvflare: run with `-m network`."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from consilium.federation.parameters import Parameters, compute_digest
+from consilium.federation.simulation import simulate
+from consilium.federation.tensors import Tensors
+from tests.data import REPOSITORY
+from tests.federation.toys import build_local_update, build_model, build_settings_for
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.skipif(
+        importlib.util.find_spec("nvflare") is None,
+        reason="needs nvflare: pip install 'consilium[federation]'",
+    ),
+]
+
+SITES = ("site-0", "site-1", "site-2")
+SETTINGS = build_settings_for(3, rounds=4, quorum=2, deadline_s=6.0, give_up_s=90.0, presence_s=5.0)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk() -> None:
+    """Real processes: nothing is patched."""
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator["Machines"]:  # noqa: F821
+    from tests.federation.machines import Machines
+
+    started = Machines(tmp_path / "f", SETTINGS, build_model())
+    yield started
+    started.end()
+
+
+def digest_of(content: bytes) -> str:
+    return compute_digest(Tensors(content))
+
+
+def simulated(tmp_path: Path, sites: tuple[str, ...] = SITES) -> str:
+    updates = {site: build_local_update(site) for site in sites}
+    return compute_digest(simulate(SETTINGS, build_model(), updates, tmp_path / "simulated"))
+
+
+def wait_for(what: str, machines: "Machines", timeout_s: float = 60.0) -> None:  # noqa: F821
+    until = time.monotonic() + timeout_s
+    audit = machines.folder / "coordinator" / "journal" / "audit.jsonl"
+    while time.monotonic() < until:
+        if audit.exists() and what in audit.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{what} never came\n{machines.read_log('coordinator')[-2000:]}")
+
+
+def test_the_same_file_runs_simulated_and_real_with_the_same_bits(
+    machines: "Machines", tmp_path: Path
+) -> None:  # noqa: F821
+    machines.start_all()
+    machines.wait("coordinator", *SITES)
+    assert digest_of(machines.final) == simulated(tmp_path)
+    for site in SITES:
+        assert digest_of((machines.folder / site / "memory" / "final.safetensors").read_bytes()) == digest_of(
+            machines.final
+        )
+
+
+def test_a_killed_site_cannot_block_a_round_and_takes_part_again_when_it_returns(
+    machines: "Machines",
+) -> None:  # noqa: F821
+    machines.seconds = 1.0
+    machines.start_all()
+    wait_for('"sealed"', machines)
+    machines.kill("site-1")
+    wait_for('"absent":["site-1"]', machines)
+    machines.start("site-1")
+    machines.wait("coordinator", "site-0", "site-1", "site-2")
+    closed = [json.loads(line) for line in machines.read_audit().splitlines() if '"event":"closed"' in line]
+    assert [line["absent"] for line in closed].count([]) >= 2
+    assert closed[-1]["absent"] == []
+
+
+def test_a_killed_coordinator_goes_on_with_the_same_bits(machines: "Machines", tmp_path: Path) -> None:  # noqa: F821
+    machines.seconds = 0.3
+    machines.start_all()
+    rng = np.random.default_rng(int(os.environ.get("CONSILIUM_SEED", "2")))
+    for _ in range(3):
+        time.sleep(float(rng.uniform(3, 6)))
+        if machines.processes["coordinator"].poll() is None:
+            machines.kill("coordinator")
+            machines.start("coordinator")
+    machines.wait("coordinator", *SITES, timeout_s=180)
+    closed = [json.loads(line) for line in machines.read_audit().splitlines() if '"event":"closed"' in line]
+    if all(line["absent"] == [] for line in closed):
+        assert digest_of(machines.final) == simulated(tmp_path)
+
+
+def test_a_late_site_joins_the_running_federation(machines: "Machines") -> None:  # noqa: F821
+    machines.seconds = 1.0
+    for name in ("coordinator", "site-0", "site-2"):
+        machines.start(name)
+    wait_for('"absent":["site-1"]', machines)
+    machines.start("site-1")
+    wait_for('"site":"site-1"', machines)
+    machines.wait("coordinator", *SITES)
+    assert '"event":"accepted"' in "".join(
+        line for line in machines.read_audit().splitlines() if '"site-1"' in line
+    )
+
+
+def test_a_site_with_another_sites_name_is_refused(machines: "Machines") -> None:  # noqa: F821
+    impostor = machines.folder / "site-1" / "site.toml"
+    impostor.write_text(impostor.read_text().replace('"site-1"', '"site-0"'))
+    machines.start_all()
+    wait_for("it used another site's name", machines)
+    machines.wait("coordinator", "site-0", "site-2")
+    assert '"absent":["site-1"]' in machines.read_audit()
+
+
+def test_a_certificate_of_another_authority_is_not_let_in(machines: "Machines", tmp_path: Path) -> None:  # noqa: F821
+    from tests.federation.machines import Machines
+
+    other = Machines(tmp_path / "other", SETTINGS, build_model())
+    for name in ("client.crt", "client.key", "rootCA.pem"):
+        shutil.copy(
+            other.folder / "site-1" / "kit" / "startup" / name, machines.folder / "site-1" / "kit" / "startup"
+        )
+    machines.start_all()
+    machines.wait("coordinator", "site-0", "site-2")
+    assert '"site-1"' not in machines.read_audit().replace('"absent":["site-1"]', "")
+
+
+def test_a_federation_that_a_site_did_not_approve_is_not_trained_for(machines: "Machines") -> None:  # noqa: F821
+    file = machines.folder / "site-1" / "site.toml"
+    file.write_text(file.read_text().replace(SETTINGS_DIGEST(machines), "0" * 16))
+    machines.start_all()
+    machines.wait("coordinator", "site-0", "site-2")
+    assert machines.processes["site-1"].wait(5) == 1
+    assert "approved must be the digest" in machines.read_log("site-1")
+
+
+def SETTINGS_DIGEST(machines: "Machines") -> str:  # noqa: F821, N802
+    return machines.settings.digest[:16]
+
+
+def test_nobody_may_submit_a_job_or_bring_code(machines: "Machines") -> None:  # noqa: F821
+    machines.start_all()
+    for name in ("coordinator", *SITES):
+        local = machines.folder / name / "kit" / "local"
+        permissions = json.loads((local / "authorization.json").read_text())["permissions"]
+        assert {value for role in permissions.values() for value in role.values()} == {"none"}
+        resources = json.loads((local / "resources.json").read_text())
+        assert (resources["class_allow_list"], resources["class_list_enforcement_mode"]) == ([], "enforce")
+        assert "/tmp/nvflare" not in json.dumps(resources)
+    machines.wait("coordinator", *SITES)
+
+
+def test_no_patient_word_reaches_the_coordinator(machines: "Machines") -> None:  # noqa: F821
+    canaries = ["CANARY^JOHN", "1.2.826.0.1.3680043.8.498.1234", "CANARY-ID-0815"]
+    for site in SITES:
+        (machines.folder / site / f"{canaries[0]}.txt").write_text(" ".join(canaries))
+    machines.start_all()
+    machines.wait("coordinator", *SITES)
+    seen = [path for path in (machines.folder / "coordinator").rglob("*") if path.is_file()]
+    assert len(seen) > 10
+    for path in [*seen, machines.folder / "coordinator.log"]:
+        content = path.read_bytes()
+        assert not [word for word in canaries if word.encode() in content], path.name
+        assert str(machines.folder / "site-0").encode() not in content, path.name
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")
+def test_everything_works_in_a_network_of_loopback_alone(tmp_path: Path) -> None:
+    here = f"{Path(__file__).relative_to(REPOSITORY)}::test_the_same_file_runs_simulated_and_real_with_the_same_bits"
+    inner = f"ip link set lo up && {sys.executable} -m pytest -q -m network -p no:cacheprovider {here}"
+    result = subprocess.run(
+        ["unshare", "-n", "sh", "-c", inner], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-500:]
+
+
+def unused(parameters: Parameters) -> None:
+    """Keeps the type import for the annotations above."""
