@@ -1,5 +1,6 @@
 """From an image to masks: one pass, windows, several models, doubt."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -55,7 +56,7 @@ def test_windows_cover_every_voxel_and_overlap() -> None:
         starts = window_starts(length, window, 0.5)
         assert min(starts) <= 0
         assert max(starts) + window >= length
-        assert all(b - a <= window // 2 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= window // 2 for a, b in itertools.pairwise(starts))
 
 
 def test_weights_of_windows_are_highest_in_the_middle() -> None:
@@ -74,7 +75,7 @@ def test_one_window_as_large_as_the_image_equals_one_pass(rng: np.random.Generat
 
 
 def test_windows_without_norm_agree_with_one_pass_far_from_their_borders(rng: np.random.Generator) -> None:
-    # Without instance norm a voxel depends on a few neighbours only, so both ways must agree where windows reach.
+    # Without instance norm a voxel depends on a few neighbours only, so both ways must agree inside windows.
     model = small_model(norm="none")
     values = np.ascontiguousarray(np.tile(image(rng).array, (1, 2, 2)))
     whole = predict_whole(model, values)

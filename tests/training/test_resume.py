@@ -45,7 +45,9 @@ def same_tensors(first: Path, second: Path) -> bool:
     return set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_kill_and_resume_gives_the_bits_of_an_uninterrupted_training(dataset: Dataset, tmp_path: Path) -> None:
+def test_kill_and_resume_gives_the_bits_of_an_uninterrupted_training(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     new_run(dataset, whole)
     shutil.copytree(whole, killed)
@@ -87,7 +89,9 @@ def test_a_half_written_log_line_is_dropped(dataset: Dataset, tmp_path: Path) ->
     assert run.read_log() == [{"step": 1}]
 
 
-def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     new_run(dataset, tmp_path / "run")
     run = open_run(tmp_path / "run")
     parts = prepare_run(dataset, run)
@@ -118,9 +122,7 @@ def test_best_model_scores_what_the_log_says(dataset: Dataset, tmp_path: Path) -
     parts = prepare_run(dataset, run)
     outcome = train(run, parts.training, parts.validation)
     model = load_model(run.folder)
-    rows = [
-        row for _, found in evaluate_cases(model, dataset, run.split.validation) for row in found
-    ]
+    rows = [row for _, found in evaluate_cases(model, dataset, run.split.validation) for row in found]
     assert mean_dice(summarise(rows, model.structures)) == pytest.approx(outcome.best_dice, abs=1e-12)
     assert outcome.best_dice > 0.8
     assert np.isfinite(outcome.best_dice)
