@@ -1,6 +1,7 @@
 # Everything here needs Python 3.11 or later and nothing else.
 #   make demo                 the main job on phantom hospitals (DATA=folder: on your own images)
 #   make test                 the default test suite
+#   make test-browser         the review page in Chromium, where it is installed
 #   make setup                only the environment, in .venv
 
 PYTHON ?= python3
@@ -8,9 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo-output
-EXTRAS := test,style
+EXTRAS := test,style,browser
 
-.PHONY: setup demo test test-slow style docs clean
+.PHONY: setup demo test test-slow test-browser style clean
 
 setup: $(STAMP)
 
@@ -28,6 +29,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+test-browser: setup
+	$(BIN)/python -m pytest -q -m browser
 
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks recipes
