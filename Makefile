@@ -34,8 +34,8 @@ test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
 
 style: setup
-	$(BIN)/ruff format --check src tests benchmarks recipes
-	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 clean:
