@@ -136,3 +136,14 @@ def test_a_step_is_measured(dataset: Dataset) -> None:
     config = small_config()
     plan = make_plan(dataset, config, memory_bytes=GIB, device=CPU)
     assert 0 < measure_step_s(plan, config, CPU, repeats=1) < 10
+
+
+def test_whole_volumes_begin_with_crops_where_they_are_much_larger(tmp_path: Path, dataset: Dataset) -> None:
+    large = large_dataset(tmp_path / "data", 30.0)
+    plan = make_plan(large, TrainingConfig(crop="none"), memory_bytes=64 * GIB, device=CPU)
+    assert plan.patch_zyx is None
+    assert plan.crop_zyx is not None
+    assert np.prod(plan.crop_zyx) < np.prod(plan.typical_zyx) / 2
+    without = make_plan(large, TrainingConfig(crop="none", crops=False), memory_bytes=64 * GIB, device=CPU)
+    assert without.crop_zyx is None
+    assert make_plan(dataset, TrainingConfig(), memory_bytes=8 * GIB, device=CPU).crop_zyx is None

@@ -27,6 +27,7 @@ class TrainingConfig:
         mode: ``"whole"`` volumes, ``"patch"``, or ``"auto"``: whole where the memory allows.
         spacing_zyx_mm: Of the network's grid; None: the plan's choice.
         patch_zyx: Voxels of a patch; None: the plan's choice.
+        crops: Where whole volumes are planned: begin with crops around structures (see `Plan.crop_zyx`).
         crop: ``"body"`` cuts air away, ``"none"`` does not, ``"auto"``: body for CT.
         scale_weights: Weight of the loss at each scale, finest first; empty: the finest only.
         learned_weights: Learn the weights of as many scales as `scale_weights` has.
@@ -57,6 +58,7 @@ class TrainingConfig:
     mode: str = "auto"
     spacing_zyx_mm: Triple | None = None
     patch_zyx: Shape | None = None
+    crops: bool = True
     crop: str = "auto"
     scale_weights: tuple[float, ...] = ()
     learned_weights: bool = False

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from consilium.errors import RunError
@@ -11,6 +11,7 @@ from consilium.networks.build import build_network
 from consilium.training.batch import BatchRecipe, make_batch
 from consilium.training.checkpoint import LAST, load_checkpoint, save_checkpoint
 from consilium.training.data import PreparedCase
+from consilium.training.plan import CROP_SHARE
 from consilium.training.run_folder import Run
 from consilium.training.state import (
     TrainingState,
@@ -77,6 +78,7 @@ def train(
     """
     state = _start_or_resume(run, training)
     recipe = recipe_of(run)
+    crops = replace(recipe, patch_zyx=run.plan.crop_zyx)
     per_epoch = steps_per_epoch(len(training), recipe.batch)
     clock = _Clock(state.elapsed_s)
     schedule = _Schedule(run, per_epoch)
@@ -99,7 +101,8 @@ def train(
             save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
         if done or interrupted:
             return Outcome(state=state, finished=done, best_dice=state.best_dice, best_step=state.best_step)
-        batch = make_batch(recipe, training, state.step)
+        cropped = run.plan.crop_zyx is not None and share < CROP_SHARE
+        batch = make_batch(crops if cropped else recipe, training, state.step)
         rate = rate_at(share, run.config) * state.watch.rate_factor
         take_step(state, batch, run.config, rate=rate)
         _tell(progress, run, state, clock.elapsed_s(), per_epoch)

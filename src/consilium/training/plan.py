@@ -10,6 +10,9 @@ from consilium.inference.preprocess import Preprocessing
 from consilium.networks.config import NetworkConfig
 from consilium.types import Shape
 
+CROP_SHARE = 0.6
+"""Part of a training on whole volumes that sees crops, where the plan has some."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -21,6 +24,8 @@ class Plan:
         network: The network's shape, bfloat16 included.
         patch_zyx: Voxels of a patch; None: whole volumes, one per step.
         batch: Samples per step.
+        crop_zyx: For whole volumes: the first part of the training sees crops of this shape around
+            structures, many cheap steps, before whole volumes follow; None: whole volumes all along.
         mirror: Which structure each one becomes in a mirrored image; None: nothing is mirrored.
         typical_zyx: Median shape of the volumes on the network's grid.
         largest_zyx: Shape that holds every volume on the network's grid.
@@ -40,6 +45,7 @@ class Plan:
     predicted_bytes: int
     memory_bytes: int
     reasons: tuple[str, ...] = ()
+    crop_zyx: Shape | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or (self.patch_zyx is None and self.batch != 1):

@@ -1,6 +1,7 @@
 """Make the plan: spacing, whole volumes or patches, network, batch; and measure what a step takes."""
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from consilium.training.augment import mirror_order
 from consilium.training.batch import Batch
 from consilium.training.config import TrainingConfig
 from consilium.training.data import usable_annotation
-from consilium.training.plan import Plan
+from consilium.training.plan import CROP_SHARE, Plan
 from consilium.training.state import start_training, take_step
 from consilium.types import Progress, Shape, Triple, no_progress
 
@@ -36,7 +37,7 @@ MEMORY_SHARE = 0.8
 WHOLE_VOXELS = {"cpu": 2_500_000, "cuda": 40_000_000}
 """A typical whole volume is made coarser until it has about so many voxels: more take too long per step."""
 
-PATCH_VOXELS = {"cpu": 300_000, "cuda": 2_100_000}
+PATCH_VOXELS = {"cpu": 200_000, "cuda": 2_100_000}
 COARSEST_MM = 5.0
 VOXELS_OF_SMALL_STRUCTURE = 100
 """A structure's 10th percentile volume must keep so many voxels when the grid is made coarser."""
@@ -96,6 +97,7 @@ def make_plan(
     largest = _shape(shapes.max(axis=0))
     network = _choose_network(config, structures, preprocessing, typical, device, reasons)
     network, patch, batch = _fit(network, config, typical, largest, memory_bytes, device.type, reasons)
+    crop_first = _choose_crops(network, config, patch, typical, device.type, reasons)
     mirror = mirror_order(structures)
     _say_about_mirror(structures, mirror, reasons)
     _say_about_small_structures(cases, structures, config, spacing, reasons)
@@ -111,6 +113,7 @@ def make_plan(
         predicted_bytes=predict_training_bytes(network, patch or largest, batch),
         memory_bytes=memory_bytes,
         reasons=tuple(reasons),
+        crop_zyx=crop_first,
     )
 
 
@@ -233,7 +236,7 @@ def _choose_network(
     while True:
         steps = choose_resampling(preprocessing.spacing_zyx_mm, scales, first_is_stem=squeeze)
         coarsest = [n / math.prod(step[a] for step in steps) for a, n in enumerate(typical)]
-        if config.channels or scales <= 2 or max(coarsest) >= 6:
+        if config.channels or scales <= max(2, len(config.scale_weights)) or max(coarsest) >= 8:
             break
         scales -= 1
     bf16 = has_fast_bf16(device)
@@ -305,6 +308,26 @@ def _fit(
         f"they need {_gib(predict_training_bytes(network, patch, batch))}."
     )
     return network, patch, batch
+
+
+def _choose_crops(
+    network: NetworkConfig,
+    config: TrainingConfig,
+    patch: Shape | None,
+    typical: Shape,
+    device: str,
+    reasons: list[str],
+) -> Shape | None:
+    """The crops that a training on whole volumes begins with; None where volumes are hardly larger."""
+    if patch is not None or not config.crops or math.prod(typical) < 2 * PATCH_VOXELS[device]:
+        return None
+    crop = _largest_patch(network, typical, sys.maxsize, PATCH_VOXELS[device])
+    if crop is not None:
+        reasons.append(
+            f"The first {CROP_SHARE:.0%} of the training see crops of {_shape_text(crop)} around "
+            "structures, which teach more per second; whole volumes follow."
+        )
+    return crop
 
 
 def _largest_patch(network: NetworkConfig, typical: Shape, usable: int, most_voxels: int) -> Shape | None:

@@ -1,0 +1,93 @@
+"""The study and the learning curve: same split for all, resumable, fitted truly."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from consilium.cases.dataset import Dataset
+from consilium.cli.learning_curve import answer
+from consilium.cli.study import study
+from consilium.errors import ConfigurationError
+from consilium.training.config import Budget
+from consilium.training.learning_curve import Point, fit_curve, run_learning_curve
+from consilium.training.run_folder import open_run
+from consilium.training.study import ARMS, StudyConfig, run_place, run_study, summarise_arm
+from tests.training.small_dataset import small_config, small_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return small_dataset(tmp_path_factory.mktemp("data") / "dataset", cases=6)
+
+
+def test_every_arm_trains_on_the_same_split_and_goes_on_after_an_interruption(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    config = StudyConfig(
+        base=small_config(channels=(16, 32, 64)), budget=Budget(steps=2), arms=ARMS, seeds=(0,)
+    )
+    asked = iter(range(1000))
+    first = run_study(dataset, tmp_path, config, should_stop=lambda: next(asked) > 3)
+    assert 0 < len(first) < 4
+    results = run_study(dataset, tmp_path, config)
+    assert [r.arm for r in results] == [arm.name for arm in ARMS]
+    assert results[0] == first[0]
+    splits = {open_run(run_place(tmp_path, arm.name, 0)).split.validation for arm in ARMS}
+    assert len(splits) == 1
+    assert {tuple(r.dice) for r in results} == {next(iter(splits))}
+    assert summarise_arm(results, "U-Net").count == 1
+    kinds = [open_run(run_place(tmp_path, arm.name, 0)).plan.network for arm in ARMS]
+    assert [network.kind for network in kinds] == ["unet3d", "iunet", "iunet", "iunet"]
+    assert [network.heads for network in kinds] == [1, 1, 3, 3]
+
+
+def test_the_study_writes_one_page(dataset: Dataset, tmp_path: Path) -> None:
+    assert study(dataset.folder, tmp_path / "study", steps=1, seeds=1, structures="Bladder") == 0
+    page = (tmp_path / "study" / "study.html").read_text()
+    for arm in ARMS:
+        assert arm.name in page
+    assert page.count("data:image/png") >= 6
+    with pytest.raises(ConfigurationError, match="other settings"):
+        study(dataset.folder, tmp_path / "study", steps=2, seeds=1, structures="Bladder")
+
+
+def test_the_learning_curve_grows_by_patients_and_validates_on_the_same(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    config = small_config()
+    points = run_learning_curve(dataset, tmp_path, config, Budget(steps=1), seeds=(0,))
+    assert [p.patients for p in points] == [2, 4, 5]
+    runs = [open_run(path) for path in sorted((tmp_path / "runs").iterdir())]
+    assert len({run.split.validation for run in runs}) == 1
+    assert set(runs[0].split.training) < set(runs[1].split.training) < set(runs[2].split.training)
+    again = run_learning_curve(dataset, tmp_path, config, Budget(steps=1), seeds=(0,))
+    assert again == points
+
+
+def test_a_power_law_is_found_again(rng: np.random.Generator) -> None:
+    patients = np.repeat([8.0, 15.0, 22.0, 30.0, 60.0], 4)
+    truth = 0.85 - 0.6 * patients**-0.6
+    fit = fit_curve(patients.tolist(), (truth + rng.normal(0, 0.003, len(truth))).tolist(), rng)
+    assert fit is not None
+    value, low, high = fit.at(120)
+    expected = 0.85 - 0.6 * 120**-0.6
+    assert value == pytest.approx(expected, abs=0.01)
+    assert low <= expected <= high
+    assert high - low < 0.1
+
+
+def test_two_numbers_of_patients_are_too_few_for_a_law() -> None:
+    assert fit_curve([5, 5, 10, 10], [0.5, 0.52, 0.6, 0.61], np.random.default_rng(0)) is None
+
+
+def test_the_answer_has_a_row_per_structure() -> None:
+    points = [
+        Point(patients=n, seed=s, dice={"Bladder": 0.9 - 1.0 / n, "Rectum": None})
+        for n in (5, 10, 20)
+        for s in (0, 1)
+    ]
+    table, figures = answer(points)
+    assert [row[0] for row in table.rows] == ["Bladder", "Rectum"]
+    assert "5000" in " ".join(table.columns)
+    assert len(figures) == 2
