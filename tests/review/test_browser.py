@@ -134,6 +134,13 @@ def test_scrolling_and_windows_follow_the_keyboard_and_the_wheel(page: Any, data
     assert page.locator(".pane.main").get_attribute("data-plane") == "coronal"
 
 
+def test_a_key_without_a_focused_element_still_counts(page: Any) -> None:
+    open_case(page)
+    before = state(page, "view.position[0]")
+    page.evaluate("() => document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowDown' }))")
+    assert state(page, "view.position[0]") == before + 1
+
+
 def test_the_picture_shows_the_image_where_the_patient_is(page: Any, dataset: Dataset) -> None:
     case = dataset.case(open_case(page))
     volume, _ = dataset.load_image(case).to_canonical()

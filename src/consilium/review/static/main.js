@@ -362,7 +362,8 @@ const KEYS = {
   n: () => $("next").click(), p: () => $("previous").click(), "?": () => $("keys").showModal(),
 };
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input:not([type=range]):not([type=checkbox]), select, textarea") || $("keys").open) return;
+  const typing = event.target.closest?.("input:not([type=range]):not([type=checkbox]), select, textarea");
+  if (typing || $("keys").open) return;
   const command = event.ctrlKey || event.metaKey ? (event.key === "z" ? undo : null) : KEYS[event.key];
   if (!command) return;
   event.preventDefault();
