@@ -1,6 +1,7 @@
-"""A federation over FLARE as real processes on loopback, for tests and benchmarks; needs nvflare in this interpreter."""
+"""A federation over FLARE as real processes on loopback, for tests and benchmarks; needs nvflare."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,7 +71,9 @@ class Machines:
                 f'approved = "{self.settings.digest[:16]}"\npoll_s = 0.1\n'
             )
             request = kit.write_request(place, settings.name, site.name)
-            kit.build_kit(place, kit.approve_request(home, request), fingerprint)
+            carried = Path(shutil.copy(request, home))
+            signed = Path(shutil.copy(kit.approve_request(home, carried), place))
+            kit.build_kit(place, signed, fingerprint)
 
     def start(self, name: str) -> None:
         """Start one process."""

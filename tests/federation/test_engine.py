@@ -1,6 +1,5 @@
 """The FLARE transport as real processes over mTLS on loopback; needs nvflare: run with `-m network`."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,19 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consilium.federation.parameters import Parameters, compute_digest
+pytest.importorskip("nvflare", reason="needs nvflare: pip install 'consilium[federation]'")
+
+from consilium.federation.parameters import compute_digest
 from consilium.federation.simulation import simulate
 from consilium.federation.tensors import Tensors
 from tests.data import REPOSITORY
+from tests.federation.machines import Machines
 from tests.federation.toys import build_local_update, build_model, build_settings_for
 
-pytestmark = [
-    pytest.mark.network,
-    pytest.mark.skipif(
-        importlib.util.find_spec("nvflare") is None,
-        reason="needs nvflare: pip install 'consilium[federation]'",
-    ),
-]
+pytestmark = pytest.mark.network
 
 SITES = ("site-0", "site-1", "site-2")
 SETTINGS = build_settings_for(3, rounds=4, quorum=2, deadline_s=6.0, give_up_s=90.0, presence_s=5.0)
@@ -37,9 +33,7 @@ def no_waiting_for_the_disk() -> None:
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator["Machines"]:  # noqa: F821
-    from tests.federation.machines import Machines
-
+def machines(tmp_path: Path) -> Iterator[Machines]:
     started = Machines(tmp_path / "f", SETTINGS, build_model())
     yield started
     started.end()
@@ -54,7 +48,7 @@ def simulated(tmp_path: Path, sites: tuple[str, ...] = SITES) -> str:
     return compute_digest(simulate(SETTINGS, build_model(), updates, tmp_path / "simulated"))
 
 
-def wait_for(what: str, machines: "Machines", timeout_s: float = 60.0) -> None:  # noqa: F821
+def wait_for(what: str, machines: Machines, timeout_s: float = 60.0) -> None:
     until = time.monotonic() + timeout_s
     audit = machines.folder / "coordinator" / "journal" / "audit.jsonl"
     while time.monotonic() < until:
@@ -64,9 +58,7 @@ def wait_for(what: str, machines: "Machines", timeout_s: float = 60.0) -> None: 
     raise AssertionError(f"{what} never came\n{machines.read_log('coordinator')[-2000:]}")
 
 
-def test_the_same_file_runs_simulated_and_real_with_the_same_bits(
-    machines: "Machines", tmp_path: Path
-) -> None:  # noqa: F821
+def test_the_same_file_runs_simulated_and_real_with_the_same_bits(machines: Machines, tmp_path: Path) -> None:
     machines.start_all()
     machines.wait("coordinator", *SITES)
     assert digest_of(machines.final) == simulated(tmp_path)
@@ -77,8 +69,8 @@ def test_the_same_file_runs_simulated_and_real_with_the_same_bits(
 
 
 def test_a_killed_site_cannot_block_a_round_and_takes_part_again_when_it_returns(
-    machines: "Machines",
-) -> None:  # noqa: F821
+    machines: Machines,
+) -> None:
     machines.seconds = 1.0
     machines.start_all()
     wait_for('"sealed"', machines)
@@ -91,7 +83,7 @@ def test_a_killed_site_cannot_block_a_round_and_takes_part_again_when_it_returns
     assert closed[-1]["absent"] == []
 
 
-def test_a_killed_coordinator_goes_on_with_the_same_bits(machines: "Machines", tmp_path: Path) -> None:  # noqa: F821
+def test_a_killed_coordinator_goes_on_with_the_same_bits(machines: Machines, tmp_path: Path) -> None:
     machines.seconds = 0.3
     machines.start_all()
     rng = np.random.default_rng(int(os.environ.get("CONSILIUM_SEED", "2")))
@@ -106,7 +98,7 @@ def test_a_killed_coordinator_goes_on_with_the_same_bits(machines: "Machines", t
         assert digest_of(machines.final) == simulated(tmp_path)
 
 
-def test_a_late_site_joins_the_running_federation(machines: "Machines") -> None:  # noqa: F821
+def test_a_late_site_joins_the_running_federation(machines: Machines) -> None:
     machines.seconds = 1.0
     for name in ("coordinator", "site-0", "site-2"):
         machines.start(name)
@@ -119,7 +111,7 @@ def test_a_late_site_joins_the_running_federation(machines: "Machines") -> None:
     )
 
 
-def test_a_site_with_another_sites_name_is_refused(machines: "Machines") -> None:  # noqa: F821
+def test_a_site_with_another_sites_name_is_refused(machines: Machines) -> None:
     impostor = machines.folder / "site-1" / "site.toml"
     impostor.write_text(impostor.read_text().replace('"site-1"', '"site-0"'))
     machines.start_all()
@@ -128,9 +120,7 @@ def test_a_site_with_another_sites_name_is_refused(machines: "Machines") -> None
     assert '"absent":["site-1"]' in machines.read_audit()
 
 
-def test_a_certificate_of_another_authority_is_not_let_in(machines: "Machines", tmp_path: Path) -> None:  # noqa: F821
-    from tests.federation.machines import Machines
-
+def test_a_certificate_of_another_authority_is_not_let_in(machines: Machines, tmp_path: Path) -> None:
     other = Machines(tmp_path / "other", SETTINGS, build_model())
     for name in ("client.crt", "client.key", "rootCA.pem"):
         shutil.copy(
@@ -141,20 +131,16 @@ def test_a_certificate_of_another_authority_is_not_let_in(machines: "Machines", 
     assert '"site-1"' not in machines.read_audit().replace('"absent":["site-1"]', "")
 
 
-def test_a_federation_that_a_site_did_not_approve_is_not_trained_for(machines: "Machines") -> None:  # noqa: F821
+def test_a_federation_that_a_site_did_not_approve_is_not_trained_for(machines: Machines) -> None:
     file = machines.folder / "site-1" / "site.toml"
-    file.write_text(file.read_text().replace(SETTINGS_DIGEST(machines), "0" * 16))
+    file.write_text(file.read_text().replace(machines.settings.digest[:16], "0" * 16))
     machines.start_all()
     machines.wait("coordinator", "site-0", "site-2")
     assert machines.processes["site-1"].wait(5) == 1
     assert "approved must be the digest" in machines.read_log("site-1")
 
 
-def SETTINGS_DIGEST(machines: "Machines") -> str:  # noqa: F821, N802
-    return machines.settings.digest[:16]
-
-
-def test_nobody_may_submit_a_job_or_bring_code(machines: "Machines") -> None:  # noqa: F821
+def test_nobody_may_submit_a_job_or_bring_code(machines: Machines) -> None:
     machines.start_all()
     for name in ("coordinator", *SITES):
         local = machines.folder / name / "kit" / "local"
@@ -166,7 +152,7 @@ def test_nobody_may_submit_a_job_or_bring_code(machines: "Machines") -> None:  #
     machines.wait("coordinator", *SITES)
 
 
-def test_no_patient_word_reaches_the_coordinator(machines: "Machines") -> None:  # noqa: F821
+def test_no_patient_word_reaches_the_coordinator(machines: Machines) -> None:
     canaries = ["CANARY^JOHN", "1.2.826.0.1.3680043.8.498.1234", "CANARY-ID-0815"]
     for site in SITES:
         (machines.folder / site / f"{canaries[0]}.txt").write_text(" ".join(canaries))
@@ -182,13 +168,10 @@ def test_no_patient_word_reaches_the_coordinator(machines: "Machines") -> None: 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")
 def test_everything_works_in_a_network_of_loopback_alone(tmp_path: Path) -> None:
-    here = f"{Path(__file__).relative_to(REPOSITORY)}::test_the_same_file_runs_simulated_and_real_with_the_same_bits"
+    name = test_the_same_file_runs_simulated_and_real_with_the_same_bits.__name__
+    here = f"{Path(__file__).relative_to(REPOSITORY)}::{name}"
     inner = f"ip link set lo up && {sys.executable} -m pytest -q -m network -p no:cacheprovider {here}"
     result = subprocess.run(
         ["unshare", "-n", "sh", "-c", inner], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-500:]
-
-
-def unused(parameters: Parameters) -> None:
-    """Keeps the type import for the annotations above."""

@@ -151,6 +151,9 @@ class Desk:
                     self._uploads.put(site, str(header["digest"]), int(header["offset"]), body)
                 )
             return encode_frame({"say": "refused", "why": "unknown request"})
+        except FileNotFoundError:
+            # The round was committed, and its model removed, while this was answered.
+            return encode_frame({"say": "stale"})
         except (DataError, KeyError, TypeError, ValueError, OverflowError) as fault:
             self._complain(site, f"malformed request ({type(fault).__name__})")
             return encode_frame({"say": "refused", "why": "malformed request"})

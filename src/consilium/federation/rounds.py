@@ -3,7 +3,7 @@ combine, commit.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from consilium.errors import ConfigurationError, DataError, FederationError, UpdateRefused
@@ -158,9 +158,11 @@ def check_fit(settings: FederationSettings, strategy: Strategy, keep: object = N
 def collect_round(run: _Run, state: State) -> State:
     """Take updates until everyone awaited has answered, or the deadline has passed with the quorum."""
     settings, desk = run.settings, run.desk
-    opened = open_round_of(run.journal, state, settings, run.strategy)
-    collection = Collection(opened, settings, run.strategy)
     notice = _make_notice(run, state)
+    opened = open_round_of(run.journal, state, settings, run.strategy)
+    # In half precision sites start from the rounded model, whose digest is another one.
+    opened = replace(opened, base_digest=notice.model_digest)
+    collection = Collection(opened, settings, run.strategy)
     desk.publish(notice)
     run.tell("opened", opened.round_number)
     started = run.clock()

@@ -89,6 +89,8 @@ class Site:
         answer, _ = self._ask("task", audit=[seen["round"], seen["head"]])
         if answer["say"] == "refused":
             return Step("refused", str(answer["why"]))
+        if answer["say"] == "stale":
+            return Step("waiting", "the coordinator goes on to the next round")
         if answer.get("job") != self._settings.digest:
             return Step("refused", "the coordinator runs other settings than this site approved")
         self._follow(seen, answer)
@@ -112,8 +114,8 @@ class Site:
         number, base_digest = int(answer["round"]), str(answer["model"])
         verdict = answer.get("verdict")
         if verdict is not None and verdict[:2] == [number, "refused"]:
-            self._refused = (base_digest, str(verdict[2]))
-        if self._refused[0] == base_digest:
+            self._refused = (f"{number} {base_digest}", str(verdict[2]))
+        if self._refused[0] == f"{number} {base_digest}":
             return Step("waiting", f"round {number} refused this site's update: {self._refused[1]}")
         name = f"update-{number:06d}-{base_digest[:16]}"
         content = self._store.read(name)

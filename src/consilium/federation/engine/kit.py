@@ -96,8 +96,6 @@ def build_kit(folder: Path, signed: Path, fingerprint: str) -> Path:
 
 def compute_fingerprint(certificate: Path) -> str:
     """SHA-256 of a certificate in DER, as FLARE writes it: 64 hexadecimal digits."""
-    import hashlib
-    import ssl
 
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest()
 
