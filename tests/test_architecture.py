@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": set(),
     "federation": set(),
     "pages": set(),
+    "standards": set(),
     "cases": {"geometry"},
     "metrics": {"geometry"},
     "phantoms": {"geometry"},

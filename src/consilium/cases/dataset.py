@@ -26,6 +26,7 @@ from consilium.cases.commit import (
 from consilium.cases.draft import CaseDraft
 from consilium.cases.files import read_json, write_json
 from consilium.cases.folder import CASE_RECORD, bytes_sha256, file_name_of, path_inside, write_case
+from consilium.cases.names import load_names, rename_draft
 from consilium.cases.nifti import read_nifti
 from consilium.cases.private import PrivatePart
 from consilium.errors import DatasetError
@@ -133,7 +134,8 @@ class Dataset:
         """Write a case: its folder aside, then in one rename, its private record, then the manifest.
 
         Interrupted anywhere, by a kill or a full disk, the dataset stays as it was or holds the whole case.
-        Adding the same source again changes nothing. Several processes may add at once.
+        Adding the same source again changes nothing. Several processes may add at once. Structures take the
+        names that the dataset's ``names.toml`` accepts.
 
         Raises:
             DatasetError: If the case is there from a source of other content and ``replace`` is false.
@@ -141,6 +143,7 @@ class Dataset:
         """
         private = self.private_part()
         case_id = private.case_id(draft.source_identity)
+        draft = rename_draft(draft, load_names(self.folder))
         if not replace and case_id in self._manifest()["cases"]:
             return self._same_source(self.case(case_id), draft), Added.UNCHANGED
         with incoming_folder(self.folder, case_id) as incoming:
