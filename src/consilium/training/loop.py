@@ -1,13 +1,15 @@
 """The training loop."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from consilium.errors import RunError
 from consilium.inference.model import BEST, save_model
-from consilium.networks.build import build_network
 from consilium.training.batch import BatchRecipe, make_batch
 from consilium.training.checkpoint import LAST, load_checkpoint, save_checkpoint
 from consilium.training.data import PreparedCase
@@ -59,6 +61,7 @@ def train(
     progress: Progress = no_progress,
     should_stop: Callable[[], bool] = lambda: False,
     on_validation: Callable[[dict[str, Any]], None] = lambda entry: None,
+    network: nn.Module | None = None,
 ) -> Outcome:
     """Train until the budget is spent; go on from the last checkpoint where there is one.
 
@@ -72,17 +75,18 @@ def train(
         progress: Told after each step.
         should_stop: Asked after each step; True saves the state and ends.
         on_validation: Gets each log entry of a validation after it was written.
+        network: Trained instead of the plan's, for comparisons; see `start_training`.
 
     Raises:
         RunError: No training case, or a loss that is no number.
     """
-    state = _start_or_resume(run, training)
+    state = _start_or_resume(run, training, network)
     recipe = recipe_of(run)
     crops = replace(recipe, patch_zyx=run.plan.crop_zyx)
     per_epoch = steps_per_epoch(len(training), recipe.batch)
     clock = _Clock(state.elapsed_s)
     schedule = _Schedule(run, per_epoch)
-    scratch = build_network(getattr(state.network, "config"), seed=0)  # noqa: B009 - typed as nn.Module
+    scratch = copy.deepcopy(state.network)
     while True:
         state.elapsed_s = clock.elapsed_s()
         share = run.budget.share(step=state.step, steps_per_epoch=per_epoch, elapsed_s=state.elapsed_s)
@@ -136,10 +140,11 @@ def output_prior(cases: Sequence[PreparedCase], structures: int) -> list[float]:
     return prior
 
 
-def _start_or_resume(run: Run, training: Sequence[PreparedCase]) -> TrainingState:
+def _start_or_resume(run: Run, training: Sequence[PreparedCase], network: nn.Module | None) -> TrainingState:
     if not training:
         raise RunError("training: needs at least one training case; found none. Import more patients.")
-    state = start_training(run.plan, run.config, output_prior(training, len(run.plan.structures)))
+    prior = output_prior(training, len(run.plan.structures))
+    state = start_training(run.plan, run.config, prior, network=network)
     if (run.folder / LAST).exists():
         load_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
     run.cut_log(state.step)

@@ -64,13 +64,27 @@ class TrainingState:
 
 
 def start_training(
-    plan: Plan, config: TrainingConfig, prior: list[float], *, device: torch.device | None = None
+    plan: Plan,
+    config: TrainingConfig,
+    prior: list[float],
+    *,
+    device: torch.device | None = None,
+    network: nn.Module | None = None,
 ) -> TrainingState:
-    """The state before the first step: weights from the seed, output bias at the prior."""
+    """The state before the first step: weights from the seed, output bias at the prior.
+
+    Args:
+        plan: Of the training.
+        config: Of the training.
+        prior: Per structure the share of voxels inside it.
+        device: Where to train; None: the GPU where there is one.
+        network: Trained as it is, instead of the plan's; ``net(image)`` must return a list of logits.
+    """
     device = device or choose_device()
-    network_config = plan.network_for(bf16=plan.network.bf16 and has_fast_bf16(device))
-    network = build_network(network_config, seed=config.seed)
-    set_output_prior(network, prior)
+    if network is None:
+        network_config = plan.network_for(bf16=plan.network.bf16 and has_fast_bf16(device))
+        network = build_network(network_config, seed=config.seed)
+        set_output_prior(network, prior)
     network.to(device).train()
     scales = max(1, len(config.scale_weights))
     loss = (
@@ -148,20 +162,11 @@ def weights_to_keep(state: TrainingState) -> dict[str, Tensor]:
     return dict(state.average) if state.average else dict(state.network.state_dict())
 
 
-def model_now(state: TrainingState, plan: Plan, scratch: nn.Module | None = None) -> Model:
-    """The model as it would be used now.
-
-    Args:
-        state: Of the training.
-        plan: Of the training.
-        scratch: A network of the same shape whose weights may be overwritten; built where it is None.
-    """
-    network = (
-        scratch if scratch is not None else build_network(plan.network_for(bf16=_is_bf16(state)), seed=0)
-    )
-    network.load_state_dict(weights_to_keep(state))
-    network.to(state.device).eval()
-    return Model(description=plan.describe_model(), network=network, device=state.device)
+def model_now(state: TrainingState, plan: Plan, scratch: nn.Module) -> Model:
+    """The model as it would be used now; ``scratch`` is a copy of the network that is overwritten."""
+    scratch.load_state_dict(weights_to_keep(state))
+    scratch.eval()
+    return Model(description=plan.describe_model(), network=scratch, device=state.device)
 
 
 def take_recent(state: TrainingState) -> tuple[list[float], float]:
@@ -176,10 +181,6 @@ def take_recent(state: TrainingState) -> tuple[list[float], float]:
 def hash_seed(seed: int, step: int) -> int:
     """A seed for torch's global generator that differs for every seed and step."""
     return (seed * 1_000_003 + step) % 2**63
-
-
-def _is_bf16(state: TrainingState) -> bool:
-    return bool(getattr(getattr(state.network, "config", None), "bf16", False))
 
 
 def _build_optimiser(network: nn.Module, loss: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
