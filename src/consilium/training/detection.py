@@ -268,8 +268,10 @@ def _choose_corner(case: DetectionCase, size: Array, rng: np.random.Generator) -
     if len(case.centres_zyx) and rng.random() < 2 / 3:
         centre = case.centres_zyx[rng.integers(len(case.centres_zyx))]
         wanted = np.rint(centre - size * rng.uniform(0.25, 0.75, 3)).astype(int)
-        return np.clip(wanted, 0, room)
-    return rng.integers(0, room + 1)
+        corner: Array = np.clip(wanted, 0, room)
+        return corner
+    anywhere: Array = rng.integers(0, room + 1)
+    return anywhere
 
 
 def _to(targets: DetectionTargets, device: torch.device) -> DetectionTargets:
