@@ -1,0 +1,298 @@
+"""A CT series with what refers to it (RTSTRUCT, SEG, LIDC readings) as a case."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from consilium.cases.case import Finding
+from consilium.cases.draft import AnnotationDraft, CaseDraft
+from consilium.errors import RefusedInput
+from consilium.geometry.volume import Grid
+from consilium.importers.dicom_file import file_sha256, read_dicom, reading, short_uid
+from consilium.importers.dicom_scan import RTSTRUCT, DicomObject, DicomScan, scan_dicom
+from consilium.importers.dicom_seg import annotations_from_seg
+from consilium.importers.dicom_series import SeriesHeader, read_series, series_sha256
+from consilium.importers.lidc import annotations_from_lidc
+from consilium.importers.rtstruct import annotations_from_rtstruct, read_rtstruct
+from consilium.importers.slice_order import SlicePlan
+from consilium.importers.sources import FoundSources, ImportOptions, Source
+from consilium.types import Progress
+
+PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+SCANNER_TEXTS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel")
+SCANNER_NUMBERS = ("KVP", "SliceThickness")
+"""The allow-list: no date, no place, no serial number, no free text of a person."""
+MAX_SCANNER_TEXT = 64
+
+
+@dataclass(frozen=True)
+class Study:
+    """A series and the files that say something about it."""
+
+    series: SeriesHeader
+    structure_sets: tuple[Path, ...] = ()
+    segmentations: tuple[Path, ...] = ()
+    lidc_readings: tuple[Path, ...] = ()
+
+
+@dataclass
+class _Gathered:
+    """What was placed on the series so far."""
+
+    annotations: list[AnnotationDraft] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def find_dicom(paths: Sequence[Path], options: ImportOptions, progress: Progress) -> FoundSources:
+    """Every image series among the files, with the objects that refer to it.
+
+    An RTSTRUCT or SEG belongs to the series that it names, else to the one series of its frame of reference.
+    """
+    scan = scan_dicom(paths, modalities=options.modalities, progress=progress)
+    assigned, refused = _assign(scan)
+    readings: dict[Path, list[Path]] = {}
+    for path in paths:
+        if path.suffix.lower() == ".xml" and _is_lidc(path):
+            readings.setdefault(path.parent, []).append(path)
+    sources = []
+    for series in scan.series:
+        mine = assigned.get(series.series_instance_uid, [])
+        folders = sorted({path.parent for path in series.paths})
+        study = Study(
+            series=series,
+            structure_sets=tuple(sorted(o.path for o in mine if o.sop_class_uid == RTSTRUCT)),
+            segmentations=tuple(sorted(o.path for o in mine if o.sop_class_uid != RTSTRUCT)),
+            lidc_readings=tuple(x for folder in folders for x in sorted(readings.get(folder, ()))),
+        )
+        sources.append(_source(study, options))
+    return FoundSources(sources=tuple(sources), refused=(*scan.refused, *refused), left_out=scan.left_out)
+
+
+def _assign(scan: DicomScan) -> tuple[dict[str, list[DicomObject]], list[RefusedInput]]:
+    assigned: dict[str, list[DicomObject]] = {}
+    refused: list[RefusedInput] = []
+    for item in scan.objects:
+        try:
+            series = _series_of(item, scan.series)
+        except RefusedInput as refusal:
+            refused.append(refusal)
+        else:
+            assigned.setdefault(series.series_instance_uid, []).append(item)
+    return assigned, refused
+
+
+def _series_of(item: DicomObject, series: Sequence[SeriesHeader]) -> SeriesHeader:
+    where = "RTSTRUCT" if item.sop_class_uid == RTSTRUCT else "DICOM SEG"
+    named, frames = _references(item, where)
+    for one in series:
+        if one.series_instance_uid in named:
+            return one
+    frames = frames | {item.frame_of_reference_uid} - {""}
+    fitting = [one for one in series if one.frame_of_reference_uid in frames]
+    if len(fitting) == 1:
+        return fitting[0]
+    uids = ", ".join(sorted(map(short_uid, named))[:3]) or "none"
+    raise RefusedInput(
+        where,
+        f"the image series that it was drawn on must be there; it names {uids}, and {len(fitting)} of "
+        f"{len(series)} series share its frame of reference.",
+        "Export the images together with it, and one series per frame of reference.",
+    )
+
+
+def _references(item: DicomObject, where: str) -> tuple[set[str], set[str]]:
+    """Series and frames of reference that an RTSTRUCT or SEG names."""
+    tags = ["ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence", "StructureSetROISequence"]
+    dataset = read_dicom(item.path, tags=tags, where=where)
+    with reading(where):
+        frames = list(dataset.get("ReferencedFrameOfReferenceSequence") or ())
+        studies = [study for frame in frames for study in frame.get("RTReferencedStudySequence") or ()]
+        named = [s for study in studies for s in study.get("RTReferencedSeriesSequence") or ()]
+        named += list(dataset.get("ReferencedSeriesSequence") or ())
+        rois = list(dataset.get("StructureSetROISequence") or ())
+        of = [str(f.get("FrameOfReferenceUID", "")) for f in frames]
+        of += [str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in rois]
+        return {str(s.get("SeriesInstanceUID", "")) for s in named}, set(of) - {""}
+
+
+def _is_lidc(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b"LidcReadMessage" in file.read(4096)
+    except OSError:
+        return False
+
+
+def _source(study: Study, options: ImportOptions) -> Source:
+    def digests() -> dict[str, str]:
+        return _digests(study, options)
+
+    def read(progress: Progress) -> CaseDraft:
+        return read_study(study, options, progress)
+
+    return Source(
+        name=study.series.name,
+        location=study.series.paths[0].parent,
+        identity=study.series.series_instance_uid,
+        digests=digests,
+        read=read,
+    )
+
+
+def read_study(study: Study, options: ImportOptions, progress: Progress) -> CaseDraft:
+    """Read the volume of a series and place what was drawn on it.
+
+    Raises:
+        RefusedInput: If the series or a file that refers to it cannot be used.
+    """
+    series = study.series
+    plan = series.plan(allow_missing_slices=options.allow_missing_slices)
+    found = _Gathered()
+    _add_structure_sets(study, plan.grid, found)
+    _add_segmentations(study, plan.grid, found)
+    instances: tuple[Any, ...] = ()
+    if study.lidc_readings:
+        uids = [series.slices[s.lower].sop_instance_uid if s.is_stored else "" for s in plan.sources]
+        readings = annotations_from_lidc(
+            study.lidc_readings, uids, plan.grid, series_instance_uid=series.series_instance_uid
+        )
+        found.annotations += readings.annotations
+        found.findings += readings.findings
+        instances = readings.instances
+    image, findings = read_series(
+        series, allow_missing_slices=options.allow_missing_slices, progress=progress
+    )
+    first = read_dicom(
+        series.paths[0],
+        tags=[*PATIENT, *STUDY, *SCANNER_TEXTS, *SCANNER_NUMBERS, "PositionReferenceIndicator"],
+        where=series.name,
+    )
+    if not series.patient_identity:
+        findings = (*findings, NO_PATIENT)
+    return CaseDraft(
+        source_identity=series.series_instance_uid,
+        patient_identity=series.patient_identity or series.study_instance_uid,
+        image=image,
+        modality=series.modality,
+        annotations=tuple(found.annotations),
+        importer=_kind(study),
+        source_sha256=_digests(study, options),
+        scanner=_scanner(first, series.name),
+        instances=instances,
+        findings=(*findings, *found.findings),
+        private=_private_record(series, plan, first, found.names),
+    )
+
+
+NO_PATIENT = Finding(
+    code="no-patient-id",
+    message="the source has no patient id; the study stands for the patient.",
+    remedy="If a patient has several studies, their cases may end up on both sides of a split.",
+)
+
+
+def _kind(study: Study) -> str:
+    parts = ["dicom-series"]
+    parts += ["rtstruct"] if study.structure_sets else []
+    parts += ["seg"] if study.segmentations else []
+    parts += ["lidc"] if study.lidc_readings else []
+    return "+".join(parts)
+
+
+def _reader(base: str, index: int) -> str:
+    return base if index == 0 else f"{base}-{index + 1}"
+
+
+def _add_structure_sets(study: Study, grid: Grid, found: _Gathered) -> None:
+    for index, path in enumerate(study.structure_sets):
+        placed = annotations_from_rtstruct(
+            read_rtstruct(path),
+            grid,
+            sop_uids=[s.sop_instance_uid for s in study.series.slices],
+            frame_of_reference_uid=study.series.frame_of_reference_uid,
+            reader=_reader("clinical", index),
+        )
+        found.annotations += placed.annotations
+        found.findings += placed.findings
+        found.names.update(placed.original_names)
+
+
+def _add_segmentations(study: Study, grid: Grid, found: _Gathered) -> None:
+    for index, path in enumerate(study.segmentations):
+        annotations, findings = annotations_from_seg(
+            path,
+            grid,
+            frame_of_reference_uid=study.series.frame_of_reference_uid,
+            reader=_reader("segmentation", index),
+        )
+        found.annotations += annotations
+        found.findings += findings
+
+
+def _digests(study: Study, options: ImportOptions) -> dict[str, str]:
+    digests = {"series": series_sha256(study.series)}
+    for role, paths in (
+        ("rtstruct", study.structure_sets),
+        ("seg", study.segmentations),
+        ("lidc", study.lidc_readings),
+    ):
+        if paths:
+            joined = "".join(sorted(file_sha256(path) for path in paths))
+            digests[role] = hashlib.sha256(joined.encode()).hexdigest()
+    if options.allow_missing_slices:
+        digests["options"] = hashlib.sha256(b"allow-missing-slices").hexdigest()
+    return digests
+
+
+def _scanner(dataset: Dataset, where: str) -> dict[str, str | float]:
+    facts: dict[str, str | float] = {}
+    with reading(where):
+        for keyword in SCANNER_TEXTS:
+            value = dataset.get(keyword)
+            value = value if isinstance(value, str) or value is None else "\\".join(map(str, value))
+            text = "".join(c for c in str(value or "") if c.isprintable()).strip()
+            if text:
+                facts[keyword] = text[:MAX_SCANNER_TEXT]
+    for keyword in SCANNER_NUMBERS:
+        try:
+            with reading(where):
+                facts[keyword] = float(dataset[keyword].value)
+        except RefusedInput:
+            continue
+    return facts
+
+
+def _private_record(
+    series: SeriesHeader, plan: SlicePlan, first: Dataset, names: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the clinical exporters need; only stored slices have an instance."""
+    stored = [series.slices[source.lower] for source in plan.sources if source.is_stored]
+    with reading(series.name):
+        record = {
+            "kind": "dicom",
+            "patient": {keyword: str(first.get(keyword) or "") for keyword in PATIENT},
+            "study": {
+                "StudyInstanceUID": series.study_instance_uid,
+                **{keyword: str(first.get(keyword) or "") for keyword in STUDY},
+            },
+            "series": {
+                "SeriesInstanceUID": series.series_instance_uid,
+                "FrameOfReferenceUID": series.frame_of_reference_uid,
+                "PositionReferenceIndicator": str(first.get("PositionReferenceIndicator") or ""),
+                "Modality": series.modality,
+                "SOPClassUID": series.sop_class_uid,
+            },
+            "slices": [
+                {"sop_instance_uid": s.sop_instance_uid, "position_lps_mm": list(s.position_lps_mm)}
+                for s in stored
+            ],
+        }
+    if names:
+        record["structure_names"] = dict(names)
+    return record
