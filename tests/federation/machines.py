@@ -34,6 +34,7 @@ def format_toml(settings: FederationSettings, port: int) -> str:
         f"deadline_s = {settings.deadline_s}",
         f"give_up_s = {settings.give_up_s}",
         f"presence_s = {settings.presence_s}",
+        f"clipping_norm = {settings.clipping_norm}",
     ]
     for site in settings.sites:
         lines += ["[[sites]]", f'name = "{site.name}"', f"cases = {site.cases}"]

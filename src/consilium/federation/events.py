@@ -1,6 +1,7 @@
 """What a run tells while it goes: one small event at a time, for the terminal, a JSONL file, or a test."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,11 +42,13 @@ def ignore_event(event: RoundEvent) -> None:
 
 
 def write_events(path: Path) -> Watch:
-    """A `Watch` that appends every event to a JSONL file, for the page that shows the curves."""
+    """A `Watch` that appends every event, with seconds since now, to a JSONL file: for the page with the curves."""
+    began = time.monotonic()
 
     def watch(event: RoundEvent) -> None:
+        record = asdict(event) | {"at_s": round(time.monotonic() - began, 3)}
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event), sort_keys=True, default=dict) + "\n")
+            file.write(json.dumps(record, sort_keys=True, default=dict) + "\n")
 
     return watch
 

@@ -1,0 +1,208 @@
+"""``consilium federation``: found a federation, enrol in one, serve, join, look, resume."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consilium.cli.console import console, print_table
+from consilium.errors import ConfigurationError
+from consilium.federation.events import RoundEvent
+from consilium.federation.federation_file import check_approval, read_federation_file, read_site_file
+from consilium.federation.grow import extend_federation
+from consilium.federation.invitation import (
+    FEDERATION,
+    FEDERATION_TEMPLATE,
+    SITE,
+    accept_invitation,
+    approve_federation,
+    write_invitation,
+)
+from consilium.federation.journal import Journal
+from consilium.federation.rounds import check_fit
+from consilium.federation.service import INITIAL, read_status
+from consilium.federation.strategies import build_strategy
+
+app = typer.Typer(
+    help="Learn together with other hospitals; the records stay home.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+Folder = Annotated[Path, typer.Argument(help="The federation's folder on this machine.")]
+
+
+@app.command()
+def init(folder: Folder) -> None:
+    """[bold]Coordinator, first:[/bold] write federation.toml, or, once you have edited it, make the
+    certificates.
+    """
+    from consilium.federation.engine import kit
+
+    path = folder / FEDERATION
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(FEDERATION_TEMPLATE, encoding="utf-8")
+        console.print(f"Wrote {path}. Edit it: name, sites, host. Then run this again.")
+        return
+    settings, coordinator = read_federation_file(path)
+    check_fit(settings, build_strategy(settings.strategy))
+    if coordinator is None:
+        raise ConfigurationError(f"{FEDERATION}: needs [coordinator] with host and port. Add it.")
+    fingerprint = kit.init_authority(folder, settings.name, coordinator)
+    console.print(f"The federation's digest is      {settings.digest[:16]}")
+    console.print(f"The certificate's fingerprint is {fingerprint}")
+    console.print("Tell both to every hospital by telephone, and invite them.")
+
+
+@app.command()
+def invite(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(help="Name of an enrolled site.")],
+    out: Annotated[Path, typer.Argument(help="Zip file to send to it.")],
+    training: Annotated[
+        str, typer.Option(help="module:function that the site's file proposes.")
+    ] = "consilium.cli.site_training:build",
+) -> None:
+    """[bold]Coordinator:[/bold] write the invitation of one hospital."""
+    settings = write_invitation(folder, site, out, training=training)
+    console.print(f"Wrote {out}. It holds no secret. Its federation's digest is {settings.digest[:16]}.")
+
+
+@app.command()
+def enrol(
+    invitation: Annotated[Path, typer.Argument(help="The zip from the coordinator.", exists=True)],
+    folder: Folder,
+) -> None:
+    """[bold]Hospital, first:[/bold] unpack the invitation, make the key (it stays here) and the request (it
+    goes).
+    """
+    from consilium.federation.engine import kit
+
+    name = accept_invitation(invitation, folder)
+    _, settings, _ = read_site_file(folder / SITE)
+    request = kit.write_request(folder, settings.name, name)
+    console.print(f"Send {request} to the coordinator. The key beside it never leaves this machine.")
+    console.print(f"Read {folder / FEDERATION}; its digest is {settings.digest[:16]}.")
+
+
+@app.command()
+def approve(
+    folder: Folder,
+    request: Annotated[Path, typer.Argument(help="A hospital's request zip.", exists=True)],
+) -> None:
+    """[bold]Coordinator:[/bold] sign a hospital's request, after asking it for the request by another way."""
+    from consilium.federation.engine import kit
+
+    name = request.name.removesuffix(".request.zip")
+    settings, _ = read_federation_file(folder / FEDERATION)
+    if settings.get_site(name) is None:
+        raise ConfigurationError(
+            f"approve: {name} is not in {FEDERATION}. Add it there, or refuse the request."
+        )
+    console.print(f"Send {kit.approve_request(folder, request)} back to the hospital.")
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    model: Annotated[
+        Path | None, typer.Option(help="The first model, safetensors with canonical names.", exists=True)
+    ] = None,
+) -> None:
+    """[bold]Coordinator:[/bold] run the rounds until they are done; run it again after any interruption."""
+    if model is not None and not (folder / INITIAL).exists():
+        shutil.copy(model, folder / INITIAL)
+    if not (folder / INITIAL).exists():
+        raise ConfigurationError("serve: the first model is missing. Name it with --model.")
+    _serve(folder)
+
+
+@app.command()
+def resume(
+    folder: Folder,
+    grown: Annotated[
+        Path | None,
+        typer.Option(help="A federation file with more sites or structures, to go on with.", exists=True),
+    ] = None,
+) -> None:
+    """[bold]Coordinator:[/bold] go on where the journal stands; with --grown, under a larger federation
+    file.
+    """
+    Journal(folder / "journal").need_state()
+    if grown is not None:
+        old, _ = read_federation_file(folder / FEDERATION)
+        new, _ = read_federation_file(grown)
+        extend_federation(Journal(folder / "journal"), old, new)
+        shutil.copy(grown, folder / FEDERATION)
+        console.print(f"Every site must approve the new digest: {new.digest[:16]}.")
+    _serve(folder)
+
+
+@app.command()
+def join(
+    folder: Folder,
+    signed: Annotated[Path | None, typer.Option(help="The signed zip, the first time.", exists=True)] = None,
+    fingerprint: Annotated[str, typer.Option(help="The fingerprint you were told, the first time.")] = "",
+    accept: Annotated[
+        str, typer.Option(help="The digest of federation.toml: you have read it and agree.")
+    ] = "",
+) -> None:
+    """[bold]Hospital:[/bold] take part until the federation ends; run it again after any interruption."""
+    from consilium.federation.engine import kit, supervise
+
+    if signed is not None and not (folder / "kit").exists():
+        if not fingerprint:
+            raise ConfigurationError("join: --signed needs --fingerprint, as the coordinator told it.")
+        kit.build_kit(folder, signed, fingerprint)
+    if accept:
+        approve_federation(folder / SITE, accept)
+    site, settings, _ = read_site_file(folder / SITE)
+    check_approval(site, settings)
+    command = kit.configure_site(folder / SITE, site.name)
+    supervise.supervise_site(command, folder, lambda text: console.print(text, markup=False))
+    console.print(f"Done. The model is {folder / 'memory' / 'final.safetensors'}.")
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """[bold]Coordinator:[/bold] say where the run stands and what it waits for."""
+    event = read_status(folder)
+    if event is None:
+        console.print("Nothing has run here yet.")
+        return
+    console.print(describe(event), markup=False)
+    if event.metrics:
+        print_table("Last figures", ("figure", "value"), sorted(event.metrics.items()))
+
+
+def _serve(folder: Path) -> None:
+    from consilium.federation.engine import kit, supervise
+
+    settings, _ = read_federation_file(folder / FEDERATION)
+    command = kit.configure_coordinator(folder, sites=len(settings.sites))
+
+    def watch(event: RoundEvent) -> None:
+        if event.kind != "waiting" or event.seconds_left % 30 < 1:
+            console.print(describe(event), markup=False)
+
+    def warn(text: str) -> None:
+        console.print(f"[yellow]{text}[/yellow]")
+
+    supervise.supervise_coordinator(command, folder, watch, warn)
+
+
+def describe(event: RoundEvent) -> str:
+    """One line for people."""
+    where = f"round {event.round_number + 1} of {event.rounds}"
+    if event.kind == "waiting":
+        return f"{where}: {event.accepted} updates; waits {event.seconds_left:.0f} s more for {event.detail}"
+    if event.kind == "committed":
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+        return (
+            f"{where}: combined from {event.accepted} sites; {figures}; about {event.seconds_left:.0f} s left"
+        )
+    about = f" {event.site}" if event.site else ""
+    return f"{where}: {event.kind}{about}{': ' + event.detail if event.detail else ''}"

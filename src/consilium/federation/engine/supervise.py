@@ -1,0 +1,97 @@
+"""Run FLARE's process beside ours: tell its progress, notice when it stalls, and say why it ended."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from consilium.errors import FederationError
+from consilium.federation.events import RoundEvent, Watch
+
+STALLED_S = 60.0
+
+
+def supervise_coordinator(
+    command: list[str], folder: Path, watch: Watch, warn: Callable[[str], None]
+) -> None:
+    """Run the coordinator's process to its end.
+
+    Args:
+        command: From `kit.configure_coordinator`.
+        folder: The federation's folder.
+        watch: Told every new state.
+        warn: Told when nothing has moved for `STALLED_S`: a waiting round tells that it waits, twice a
+            second.
+
+    Raises:
+        FederationError: If the process ended without finishing, with its reason.
+    """
+    status = folder / "status.json"
+    status.unlink(missing_ok=True)
+    last_text, moved, warned = "", time.monotonic(), False
+    process = _spawn(command, folder)
+    try:
+        while process.poll() is None:
+            text = status.read_text(encoding="utf-8") if status.is_file() else ""
+            if text != last_text:
+                last_text, moved, warned = text, time.monotonic(), False
+                _tell(text, watch)
+            elif time.monotonic() - moved > STALLED_S and not warned:
+                warn(
+                    f"no sign of life for {STALLED_S:.0f} s; see flare.log. To stop and resume loses nothing"
+                )
+                warned = True
+            time.sleep(0.2)
+    finally:
+        _end(process)
+    if process.returncode:
+        text = status.read_text(encoding="utf-8") if status.is_file() else ""
+        reason = json.loads(text)["detail"] if text else "it did not start; see flare.log"
+        raise FederationError(f"coordinator: stopped. {reason}")
+    _tell(status.read_text(encoding="utf-8"), watch)
+
+
+def supervise_site(command: list[str], folder: Path, say: Callable[[str], None]) -> None:
+    """Run a hospital's process to its end.
+
+    Raises:
+        FederationError: If it ended before the federation did.
+    """
+    process = _spawn(command, folder)
+    try:
+        with (folder / "flare.log").open(encoding="utf-8", errors="replace") as log:
+            log.seek(0, os.SEEK_END)
+            while process.poll() is None:
+                for line in log:
+                    _, found, text = line.partition("consilium.federation - ")
+                    if found:
+                        say(text.strip())
+                time.sleep(0.2)
+    finally:
+        _end(process)
+    if process.returncode:
+        tail = (folder / "flare.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise FederationError(f"site: its process ended before the federation did. {' '.join(tail)}")
+
+
+def _spawn(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"HOME": str((folder / "flare").resolve())}
+    (folder / "flare").mkdir(exist_ok=True)
+    with (folder / "flare.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _tell(text: str, watch: Watch) -> None:
+    try:
+        watch(RoundEvent(**json.loads(text)))
+    except ValueError:
+        # Caught in the middle of being written; the next look sees it whole.
+        return
