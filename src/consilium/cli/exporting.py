@@ -1,0 +1,75 @@
+"""``consilium export``: dataset -> RTSTRUCT, DICOM SEG, NIfTI or an nnU-Net raw folder."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+KINDS = ("rtstruct", "seg", "nifti", "nnunet")
+
+
+def export(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; made if absent.")],
+    to: Annotated[str, typer.Option(help="rtstruct, seg, nifti or nnunet.")],
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; repeatable.")] = None,
+    structure: Annotated[list[str] | None, typer.Option(help="Only this structure; repeatable.")] = None,
+    reader: Annotated[str | None, typer.Option(help="Whose contours.")] = None,
+) -> None:
+    """Write cases in another format.
+
+    RTSTRUCT and SEG go back to the hospital's own systems: they carry the original identifiers. NIfTI and
+    nnU-Net carry none.
+    """
+    from consilium.cases.dataset import open_dataset
+    from consilium.cli.console import console, progress_bar
+    from consilium.errors import ConfigurationError
+    from consilium.exporters.nifti import export_nifti
+    from consilium.exporters.nnunet import export_nnunet
+
+    if to not in KINDS:
+        raise ConfigurationError(f"--to must be one of {', '.join(KINDS)}; got {to!r}.")
+    opened = open_dataset(dataset)
+    cases = [opened.case(case_id) for case_id in case or opened.case_ids]
+    names = tuple(structure or ())
+    out.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as progress:
+        if to == "nnunet":
+            record = export_nnunet(opened, cases, out, structures=names, reader=reader, progress=progress)
+            console.print(f"{len(cases)} cases, labels: {', '.join(record['labels'])}.")
+            return
+        for number, one in enumerate(cases, start=1):
+            if to == "nifti":
+                said = f"{export_nifti(opened, one, out, structures=names, reader=reader)} structures"
+            else:
+                said = _export_clinical(opened, one, out, to=to, names=names, reader=reader)
+            progress("exporting cases", number, len(cases))
+            console.print(f"{one.case_id}: {said}", highlight=False)
+
+
+def _export_clinical(
+    dataset: Any, case: Any, out: Path, *, to: str, names: tuple[str, ...], reader: str | None
+) -> str:
+    """One RTSTRUCT or SEG of the contours that the dataset holds."""
+    from consilium.cases.case import State
+    from consilium.exporters.dicom_reference import SeriesReference
+    from consilium.exporters.dicom_seg import export_seg
+    from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
+
+    record = dataset.private_part().read_record(case.case_id)
+    originals = record.get("structure_names", {})
+    chosen = [s for s in names or case.structures if case.state(s, reader) is State.CONTOURED]
+    masks = ((originals.get(s, s)[:64], dataset.load_mask(case, s, reader)) for s in chosen)
+    path = out / f"{case.case_id}_{to}.dcm"
+    grid = case.image.grid
+    if to == "seg":
+        return f"{len(chosen)} segments, {export_seg(path, list(masks), grid, record)}"
+    written = export_rtstruct(
+        path,
+        rois_from_masks(masks, grid),
+        grid,
+        SeriesReference.from_record(record),
+        algorithm=Algorithm(name="consilium", model_sha256="none", generation="MANUAL"),
+    )
+    empty = [roi.name for roi in written.rois if not roi.contours]
+    return f"{len(chosen)} structures" + (f", without contours: {', '.join(empty)}" if empty else "")
