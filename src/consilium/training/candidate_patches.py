@@ -19,7 +19,7 @@ from consilium.networks.build import NetworkConfig, build_network, set_output_pr
 from consilium.training.detection import Averaging, DetectionCase, set_rate, step_once
 from consilium.types import Array, Mask, Progress, Shape, no_progress
 
-DEFAULT_SEGMENTER = NetworkConfig(kind="unet3d", channels=(16, 32, 64))
+DEFAULT_SEGMENTER = NetworkConfig(kind="unet3d", channels=(16, 32, 64), bf16=True)
 
 
 @dataclass(frozen=True, kw_only=True)
