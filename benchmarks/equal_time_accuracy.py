@@ -1,14 +1,14 @@
 """Which network contours best after the same training time on the same machine?
 
 30 OpenKBP patients train, 10 validate; whole-volume Dice on the images' own grid, mean over six structures.
-Every network gets the same loop, loss, batches, optimiser and time (10 minutes by default), three seeds:
-our ``iunet`` (squeeze stem), our ``unet3d``, and MONAI DynUNet with the channels, kernels and strides of
-our ``unet3d``, in bfloat16 where the machine computes it fast. Each network begins with crops and goes on with
-whole volumes. A score is that of the best validation.
+Every network gets the same loop, loss, batches, optimiser and time (10 minutes by default), three seeds: our
+``iunet`` (squeeze stem), our ``unet3d``, and MONAI's DynUNet with the channels, kernels and strides of our
+``unet3d``, in bfloat16 where that is fast. Each begins with crops and goes on with whole volumes. A score is that
+of the best validation.
 
 ``ours`` is iunet's mean Dice over seeds, ``peers`` the others'; ``ratio`` is ours divided by the best peer's,
-and ``limit`` is 1.0: at least as good. ``--quick`` trains each network for a few seconds, to show that it
-runs. Results are kept in ``--out`` and not trained again, so that a long run may be interrupted.
+and ``limit`` is 1.0: at least as good. ``--quick`` trains each network for a few steps on six patients, to show
+that it runs. Results are kept in ``--out`` and not trained again, so that a long run may be interrupted.
 """
 
 import argparse
@@ -45,18 +45,21 @@ Build = Callable[[Plan, list[float], int], nn.Module | None]
 
 
 class AsList(nn.Module):
-    """A peer's network as the loop wants it: a list of logits, in bfloat16 where that is fast."""
+    """A peer's network as the loop wants it: a list of logits, in bfloat16 where that is fast.
 
-    def __init__(self, network: nn.Module, *, bf16: bool) -> None:
+    Its last convolution stands under the name ``heads``, so that it learns at the heads' rate as ours do.
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module, *, bf16: bool) -> None:
         super().__init__()
-        self.network, self.bf16 = network, bf16
+        self.network, self.heads, self.bf16 = network, nn.ModuleList([head]), bf16
 
     def forward(self, image: Tensor) -> list[Tensor]:
         autocast = torch.autocast(image.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
         pads = [-size % 16 for size in image.shape[2:]]
         padded = nn.functional.pad(image, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
         with autocast:
-            logits = self.network(padded)
+            logits = self.heads[0](self.network(padded))
         z, y, x = image.shape[2:]
         return [logits[:, :, :z, :y, :x].float()]
 
@@ -83,7 +86,8 @@ def build_dynunet(plan: Plan, prior: list[float], seed: int) -> nn.Module:
     bias = network.output_block.conv.conv.bias
     with torch.no_grad():
         bias.copy_(torch.logit(torch.tensor(prior)))
-    return AsList(network, bf16=config.bf16)
+    head, network.output_block = network.output_block, nn.Identity()
+    return AsList(network, head, bf16=config.bf16)
 
 
 def contestants() -> dict[str, tuple[str, Build]]:
@@ -101,15 +105,15 @@ def contestants() -> dict[str, tuple[str, Build]]:
     return found
 
 
-def openkbp(folder: Path) -> Dataset | None:
-    """OpenKBP as a dataset; a structure without a file is unknown. None where the data is absent."""
+def openkbp(folder: Path, *, patients: int) -> Dataset | None:
+    """Some OpenKBP patients; a structure without a file is unknown. None where the data is absent."""
     source = Path(os.environ.get("CONSILIUM_SHARED_DATA", REPOSITORY.parent / "shared" / "data")) / "openkbp"
     if (folder / "dataset.json").exists():
         return open_dataset(folder)
     if not source.is_dir():
         return None
     dataset = create_dataset(folder)
-    for patient in sorted(path for path in source.iterdir() if path.is_dir()):
+    for patient in sorted(path for path in source.iterdir() if path.is_dir())[:patients]:
 
         def mask(path: Path) -> Mask:
             return np.asarray(read_nifti(path).array > 0)
@@ -173,11 +177,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = arguments.out or Path(temporary)
-        dataset = openkbp(out / "dataset")
+        dataset = openkbp(out / "dataset", patients=6 if arguments.quick else 40)
         if dataset is None:
             print("The OpenKBP patients are absent: nothing to train on.")
             return
-        budget = Budget(minutes=0.1 if arguments.quick else arguments.minutes)
+        budget = Budget(steps=3) if arguments.quick else Budget(minutes=arguments.minutes)
         seeds = range(1 if arguments.quick else arguments.seeds)
         scores: dict[str, list[float]] = {}
         for seed in seeds:

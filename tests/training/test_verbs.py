@@ -104,3 +104,29 @@ def test_settings_from_words() -> None:
 def test_contour_needs_a_model_an_input_and_an_output() -> None:
     with pytest.raises(ConfigurationError, match="output folder"):
         contour([Path("a"), Path("b")])
+
+
+def test_a_dicom_series_gets_an_rtstruct_of_its_own_frame_of_reference(run: Path, tmp_path: Path) -> None:
+    import pydicom
+
+    from consilium.phantoms.dicom import SeriesIdentity, write_series
+
+    unseen = small_case(78)
+    write_series(tmp_path / "ct", unseen.image, SeriesIdentity(label="unseen", manufacturer="Phantom"))
+    contour([run, tmp_path / "ct", tmp_path / "out"])
+    slices = [pydicom.dcmread(path) for path in (tmp_path / "ct").iterdir()]
+    structures = pydicom.dcmread(tmp_path / "out" / "contours.dcm")
+    assert structures.Modality == "RTSTRUCT"
+    assert structures.ApprovalStatus == "UNAPPROVED"
+    assert structures.PatientID == slices[0].PatientID
+    assert [roi.ROIName for roi in structures.StructureSetROISequence] == ["Bladder", "Rectum"]
+    frames = {roi.ReferencedFrameOfReferenceUID for roi in structures.StructureSetROISequence}
+    assert frames == {slices[0].FrameOfReferenceUID}
+    known = {s.SOPInstanceUID for s in slices}
+    drawn = [c for roi in structures.ROIContourSequence for c in roi.get("ContourSequence", [])]
+    assert drawn
+    for one in drawn:
+        assert one.ContourImageSequence[0].ReferencedSOPInstanceUID in known
+    write_nifti(tmp_path / "ct.nii.gz", unseen.image)
+    with pytest.raises(ConfigurationError, match="rtstruct needs a DICOM input"):
+        contour([run, tmp_path / "ct.nii.gz", tmp_path / "other"], output_format="rtstruct")

@@ -218,7 +218,9 @@ def load_model(path: Path, *, device: torch.device | None = None) -> Model:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """A safetensors file with ``header`` as its only metadata, in one step; same content, same bytes."""
     # safetensors writes several metadata entries in random order, so there is only one.
-    write_atomically(path, save(dict(tensors), {HEADER: canonical_json(header)}))
+    # And it refuses tensors that share memory: a network may hold one module under two names.
+    apart = {name: tensor.clone() for name, tensor in tensors.items()}
+    write_atomically(path, save(apart, {HEADER: canonical_json(header)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
