@@ -3,12 +3,12 @@
 30 OpenKBP patients train, 10 validate; whole-volume Dice on the images' own grid, mean over six structures.
 Every network gets the same loop, loss, batches, optimiser and time (10 minutes by default), three seeds: our
 ``iunet`` (squeeze stem), our ``unet3d``, and MONAI's DynUNet with the channels, kernels and strides of our
-``unet3d``, in bfloat16 where that is fast. Each begins with crops and goes on with whole volumes. A score is that
-of the best validation.
+``unet3d``, in bfloat16 where that is fast. Each begins with crops and goes on with whole volumes. A score is
+that of the best validation.
 
 ``ours`` is iunet's mean Dice over seeds, ``peers`` the others'; ``ratio`` is ours divided by the best peer's,
-and ``limit`` is 1.0: at least as good. ``--quick`` trains each network for a few steps on six patients, to show
-that it runs. Results are kept in ``--out`` and not trained again, so that a long run may be interrupted.
+and ``limit`` is 1.0: at least as good. ``--quick`` takes a few steps on six patients, to show that
+it runs. Results are kept in ``--out`` and not trained again, so that a long run may be interrupted.
 """
 
 import argparse
@@ -194,7 +194,8 @@ def main() -> None:
         spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
         print(f"{name}: {means[name]:.4f}{spread} over {len(values)} seeds")
     ours = means.pop("consilium iunet")
-    report(QUESTION, "mean Dice", ours, means, limit=1.0, ratio=ours / max(means.values()) if means else None)
+    best = max(means.values(), default=0.0)
+    report(QUESTION, "mean Dice", ours, means, limit=1.0, ratio=ours / best if best else None)
 
 
 if __name__ == "__main__":

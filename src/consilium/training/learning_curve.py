@@ -15,6 +15,7 @@ from consilium.errors import ConfigurationError, DatasetError
 from consilium.inference.model import load_model
 from consilium.metrics.intervals import percentile_ends
 from consilium.training.config import Budget, TrainingConfig
+from consilium.training.run_folder import Run
 from consilium.training.start import prepare_run, split_labelled
 from consilium.training.study import train_once
 from consilium.training.validation import compute_dice
@@ -101,12 +102,20 @@ def run_learning_curve(
                 structures=split.structures,
             )
             place = folder / "runs" / f"patients{count}-seed{seed}"
-            point = _load_point(place) or _train_point(
-                dataset, place, replace(config, seed=seed), budget,
-                split=part, patients=count, progress=progress, should_stop=should_stop,
-            )  # fmt: skip
+            point = _load_point(place)
             if point is None:
-                return points
+                run = train_once(
+                    dataset,
+                    place,
+                    replace(config, seed=seed),
+                    budget,
+                    split=part,
+                    progress=progress,
+                    should_stop=should_stop,
+                )
+                if run is None:
+                    return points
+                point = _conclude(dataset, run, count)
             points.append(point)
     return points
 
@@ -143,24 +152,11 @@ def _fit(x: FloatArray, y: FloatArray) -> FloatArray:
     return np.asarray(solution.x)
 
 
-def _train_point(
-    dataset: Dataset,
-    place: Path,
-    config: TrainingConfig,
-    budget: Budget,
-    *,
-    split: Split,
-    patients: int,
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> Point | None:
-    run = train_once(dataset, place, config, budget, split=split, progress=progress, should_stop=should_stop)
-    if run is None:
-        return None
-    scores = compute_dice(load_model(place), prepare_run(dataset, run).validation, progress=progress)
+def _conclude(dataset: Dataset, run: Run, patients: int) -> Point:
+    scores = compute_dice(load_model(run.folder), prepare_run(dataset, run).validation)
     dice = {name: (v if v == v else None) for name, v in scores.per_structure().items()}
-    point = Point(patients=patients, seed=config.seed, dice=dice)
-    write_json(place / POINT, vars(point))
+    point = Point(patients=patients, seed=run.config.seed, dice=dice)
+    write_json(run.folder / POINT, vars(point))
     return point
 
 

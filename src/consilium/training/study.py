@@ -131,12 +131,19 @@ def run_study(
             place = run_place(folder, arm.name, seed)
             result = _load_result(place)
             if result is None:
-                result = _train_arm(
-                    dataset, place, replace(config.base, **arm.changes, seed=seed), config.budget,
-                    arm=arm.name, split=split, progress=progress, should_stop=should_stop,
-                )  # fmt: skip
-                if result is None:
+                wanted = replace(config.base, **arm.changes, seed=seed)
+                run = train_once(
+                    dataset,
+                    place,
+                    wanted,
+                    config.budget,
+                    split=split,
+                    progress=progress,
+                    should_stop=should_stop,
+                )
+                if run is None:
                     return results
+                result = _conclude(dataset, run, arm.name)
             results.append(result)
             on_result(result)
     return results
@@ -202,23 +209,11 @@ def spread_over_seeds(results: Sequence[ArmResult], arm: str) -> tuple[float, fl
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _train_arm(
-    dataset: Dataset,
-    place: Path,
-    config: TrainingConfig,
-    budget: Budget,
-    *,
-    arm: str,
-    split: Split,
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> ArmResult | None:
-    run = train_once(dataset, place, config, budget, split=split, progress=progress, should_stop=should_stop)
-    if run is None:
-        return None
+def _conclude(dataset: Dataset, run: Run, arm: str) -> ArmResult:
+    """Score the kept weights case by case, and keep the result."""
     parts = prepare_run(dataset, run)
     started = time.monotonic()
-    scores = compute_dice(load_model(place), parts.validation, progress=progress)
+    scores = compute_dice(load_model(run.folder), parts.validation)
     validation_s = time.monotonic() - started
     log = run.read_log()
     steps = int(log[-1]["step"])
@@ -232,7 +227,7 @@ def _train_arm(
     }
     result = ArmResult(
         arm=arm,
-        seed=config.seed,
+        seed=run.config.seed,
         dice=dice,
         mean_dice=scores.mean,
         log=log,
@@ -241,7 +236,9 @@ def _train_arm(
         predicted_bytes=run.plan.predicted_bytes,
         patch_zyx=run.plan.patch_zyx,
     )
-    write_json(place / RESULT, {**vars(result), "patch_zyx": run.plan.patch_zyx and list(run.plan.patch_zyx)})
+    write_json(
+        run.folder / RESULT, {**vars(result), "patch_zyx": run.plan.patch_zyx and list(run.plan.patch_zyx)}
+    )
     return result
 
 
