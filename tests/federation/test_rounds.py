@@ -15,6 +15,7 @@ from consilium.federation.desk import Desk, Notice
 from consilium.federation.events import RoundEvent
 from consilium.federation.journal import Journal
 from consilium.federation.local import LocalTask, LocalUpdate, SiteResult
+from consilium.federation.messages import encode_update
 from consilium.federation.parameters import Parameters, compute_digest
 from consilium.federation.rounds import run_rounds
 from consilium.federation.settings import FederationSettings, SiteEnrolment, StrategyChoice
@@ -24,6 +25,7 @@ from consilium.federation.store import MemoryStore
 from consilium.federation.uploads import Arrival
 from tests.federation.toys import (
     HEADS,
+    build_header,
     build_local_update,
     build_model,
     build_round,
@@ -191,10 +193,15 @@ def hostile(settings: FederationSettings) -> list[tuple[str, Callable[[Notice], 
         return make
 
     nan = shift(MODEL, float("nan"))
-    huge_weight = build()
 
-    def weigh(text: bytes) -> Callable[[Notice], bytes]:
-        return lambda notice: huge_weight(notice).replace(b'\\"weight\\":10', b'\\"weight\\":' + text)
+    def weigh(weight: object) -> Callable[[Notice], bytes]:
+        def make(notice: Notice) -> bytes:
+            opened = build_round(MODEL, settings, round_number=notice.round_number)
+            header = build_header(opened, "site-2", base_digest=notice.model_digest)
+            object.__setattr__(header, "weight", weight)
+            return encode_update(header, MODEL, {})
+
+        return make
 
     return [
         ("site-2", build(parameters=nan)),
@@ -202,9 +209,9 @@ def hostile(settings: FederationSettings) -> list[tuple[str, Callable[[Notice], 
         ("site-2", build(parameters=MODEL | {"encoder.0.bias": np.zeros(1, np.float32)})),
         ("site-2", build(parameters=MODEL | {"scale": np.zeros((), np.float64)})),
         ("site-2", lambda notice: (10 * 2**30).to_bytes(8, "little") + bytes(100)),
-        ("site-2", weigh(b"99")),
-        ("site-2", weigh(b"1e12")),
-        ("site-2", weigh(b"-9")),
+        ("site-2", weigh(99)),
+        ("site-2", weigh(10**12)),
+        ("site-2", weigh(-9)),
         ("site-2", build(round_number=0 if settings.rounds == 1 else 1, base_digest="0" * 64)),
         ("site-2", build(site="site-0")),
         ("site-2", build(job_digest="1" * 64)),

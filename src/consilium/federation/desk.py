@@ -154,7 +154,7 @@ class Desk:
         except FileNotFoundError:
             # The round was committed, and its model removed, while this was answered.
             return encode_frame({"say": "stale"})
-        except (DataError, KeyError, TypeError, ValueError, OverflowError) as fault:
+        except (DataError, LookupError, TypeError, ValueError, OverflowError, AttributeError) as fault:
             self._complain(site, f"malformed request ({type(fault).__name__})")
             return encode_frame({"say": "refused", "why": "malformed request"})
 
