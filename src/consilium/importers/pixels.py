@@ -120,9 +120,10 @@ class SliceReader:
                     break
                 got += count
         if got < len(target):
+            missing = needed - length if length < needed else len(target) - got
             raise RefusedInput(
                 self._where,
-                f"a slice must have {len(target)} bytes of pixels; {len(target) - got} are missing.",
+                f"a slice must have {len(target)} bytes of pixels; {missing} are missing.",
                 TRUNCATED,
             )
         _correct_unused_bits(raw, stored.format)

@@ -1,0 +1,152 @@
+"""The verb import: whole folders in, again without change, refusals apart, nothing identifying outside."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from consilium.cases.case import State
+from consilium.cases.dataset import open_dataset
+from consilium.cli.console import run_verb
+from consilium.cli.verbs import load_verb
+from consilium.exporters.nifti import export_nifti
+from consilium.exporters.nnunet import export_nnunet
+from consilium.importers.sources import find_sources
+from consilium.types import no_progress
+from tests.data import shared_data
+from tests.geometry.grids import grid
+from tests.importers.files import write_noise
+
+
+def run_import(*arguments: object) -> int:
+    return run_verb(load_verb("import"), [str(a) for a in arguments])
+
+
+def nifti_case(folder: Path, *, nan: bool = False, shift: float = 0.0) -> None:
+    shape = (8, 7, 6)
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    values = np.random.default_rng(3).integers(-1000, 1000, shape).astype(np.float32)
+    if nan:
+        values[0, 0, 0] = np.nan
+    (folder / "segmentations").mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(values, affine), folder / "ct.nii.gz")
+    mask = np.zeros(shape, np.uint8)
+    empty = mask.copy()
+    mask[2:5, 2:5, 1:4] = 1
+    moved = affine.copy()
+    moved[0, 3] = shift
+    nibabel.save(nibabel.Nifti1Image(mask, moved), folder / "segmentations" / "Bladder.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(empty, affine), folder / "segmentations" / "Rectum.nii.gz")
+
+
+def test_good_cases_come_in_and_bad_ones_are_listed(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "JaneDoe")
+    nifti_case(tmp_path / "in" / "JohnDoe", nan=True)
+    nifti_case(tmp_path / "in" / "JimDoe", shift=3.0)
+    write_noise(tmp_path / "in" / "JackDoe", grid((4, 6, 5), (2.0, 1.0, 1.0)))
+    assert run_import(tmp_path / "in", tmp_path / "out") == 1
+    dataset = open_dataset(tmp_path / "out")
+    assert len(dataset.case_ids) == 2
+    text = (tmp_path / "out" / "import-report.json").read_text()
+    reasons = [r["reason"] for r in json.loads(text)["refused"]]
+    assert any("1 of 336 are NaN" in r for r in reasons)
+    assert any("must lie on the image's grid" in r for r in reasons)
+    assert "Doe" not in text
+    assert str(tmp_path) not in text
+    assert "JohnDoe" in (tmp_path / "out" / "private" / "import-sources.json").read_text()
+
+
+def test_an_empty_mask_is_absent_and_a_missing_one_unknown(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    (case,) = open_dataset(tmp_path / "out").cases()
+    states = [case.state(s) for s in ("Bladder", "Rectum", "Prostate")]
+    assert states == [State.CONTOURED, State.ABSENT, State.UNKNOWN]
+    assert case.image.dtype == "int16"
+
+
+def test_a_second_import_changes_nothing_and_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    write_noise(tmp_path / "in", grid((4, 6, 5), (2.0, 1.0, 1.0)))
+    assert run_import(tmp_path / "in", tmp_path / "out", "--dry-run") == 0
+    assert not (tmp_path / "out").exists()
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cases").rglob("*")}
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cases").rglob("*")} == before
+    report = json.loads((tmp_path / "out" / "import-report.json").read_text())
+    assert len(report["unchanged"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [(OSError(errno.ENOSPC, "No space left on device"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_a_full_disk_or_ctrl_c_leaves_whole_cases_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, fault: BaseException, code: int
+) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    nifti_case(tmp_path / "in" / "b")
+    written = 0
+
+    def fail_late(path: Path, volume: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:
+            path.write_bytes(b"half")
+            raise fault
+        original(path, volume)
+
+    import consilium.cases.folder as module
+
+    original = module.write_nifti
+    monkeypatch.setattr(module, "write_nifti", fail_late)
+    assert run_import(tmp_path / "in", tmp_path / "out") == code
+    monkeypatch.undo()
+    assert len(open_dataset(tmp_path / "out").case_ids) == 1
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert [dataset.load_mask(case, "Bladder").sum() for case in dataset.cases()] == [27, 27]
+
+
+def test_nifti_and_nnunet_exports_are_read_back_with_the_same_states(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    nifti_case(tmp_path / "in" / "b")
+    (tmp_path / "in" / "b" / "segmentations" / "Rectum.nii.gz").unlink()
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    cases = list(dataset.cases())
+    for case in cases:
+        export_nifti(dataset, case, tmp_path / "nifti")
+    record = export_nnunet(dataset, cases, tmp_path / "nnunet")
+    assert record["labels"]["ignore"] == 2
+    for folder in ("nifti", "nnunet"):
+        assert run_import(tmp_path / folder, tmp_path / f"again-{folder}") == 0
+    again = open_dataset(tmp_path / "again-nifti")
+    states = sorted((c.state("Bladder"), c.state("Rectum")) for c in again.cases())
+    assert states == [(State.CONTOURED, State.ABSENT), (State.CONTOURED, State.UNKNOWN)]
+    labels = [c.state("Bladder") for c in open_dataset(tmp_path / "again-nnunet").cases()]
+    assert sorted(labels) == [State.CONTOURED, State.UNKNOWN]
+
+
+def test_openkbp_is_partly_labelled_as_its_index_says() -> None:
+    folder = shared_data("openkbp")
+    index = json.loads((folder / "index.json").read_text())
+    found = {s.location.name: s for s in find_sources(folder).sources}
+    assert len(found) == 40
+    for entry in index[:3]:
+        draft = found[entry["case"]].read(no_progress)
+        counts = {a.structure: int(a.mask().sum()) for a in draft.annotations if a.mask is not None}
+        assert counts == entry["voxels"]
+
+
+def test_totalsegmentators_own_label_table_names_its_codes(tmp_path: Path) -> None:
+    sources = find_sources(shared_data("totalsegmentator")).sources
+    draft = next(s for s in sources if s.name.startswith("NIfTI")).read(no_progress)
+    masks = {a.structure: a.mask for a in draft.annotations if a.mask is not None}
+    labelmap = np.asarray(nibabel.load(shared_data("totalsegmentator/example_seg.nii.gz")).dataobj)
+    spleen = masks["spleen"]
+    assert spleen is not None
+    assert spleen().sum() == (labelmap == 1).sum() > 0
