@@ -90,11 +90,11 @@ def kill_and_repeat(folder: Path, strategy: str, kill_at: list[int], step: int) 
     raise AssertionError("the run never ended")
 
 
-@pytest.mark.parametrize(("strategy", "step"), [("fedavg", 17), ("scaffold", 13), ("fedadam", 17)])
+@pytest.mark.parametrize(("strategy", "step"), [("fedavg", 31), ("scaffold", 17), ("fedadam", 31)])
 def test_a_kill_at_a_durable_step_changes_no_bit_of_the_result(
     tmp_path: Path, kill_at: list[int], strategy: str, step: int
 ) -> None:
-    assert kill_and_repeat(tmp_path, strategy, kill_at, step) >= 8
+    assert kill_and_repeat(tmp_path, strategy, kill_at, step) >= 4
 
 
 @pytest.mark.slow
