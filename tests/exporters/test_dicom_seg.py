@@ -62,3 +62,14 @@ def test_a_seg_of_another_frame_of_reference_or_grid_is_refused(tmp_path: Path) 
 def test_a_case_that_is_not_from_dicom_has_no_seg(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must come from DICOM"):
         export_seg(tmp_path / "seg.dcm", masks(overlap=False), grid(SHAPE, (1, 1, 1)), {"kind": "nifti"})
+
+
+def test_rows_of_any_length_can_be_written_and_read(tmp_path: Path) -> None:
+    shape = (3, 143, 161)
+    write_noise(tmp_path / "ct", grid(shape, (2.5, 1.0, 1.0)))
+    draft = find_sources(tmp_path).sources[0].read(no_progress)
+    mask = np.random.default_rng(5).random(shape) > 0.5
+    export_seg(tmp_path / "seg.dcm", [("Noise", mask)], draft.image.grid, draft.private)
+    (annotation,) = find_sources(tmp_path).sources[0].read(no_progress).annotations
+    assert annotation.mask is not None
+    assert np.array_equal(annotation.mask(), mask)

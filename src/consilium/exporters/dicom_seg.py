@@ -91,9 +91,12 @@ def export_seg(
             manufacturer_model_name=(algorithm or MANUFACTURER)[:LO],
             software_versions=consilium.__version__,
             device_serial_number=(model_sha256 or "none")[:LO],
-            transfer_syntax_uid=ExplicitVRLittleEndian if overlap else RLELossless,
+            transfer_syntax_uid=ExplicitVRLittleEndian,
             omit_empty_frames=bool(labels.any()),
         )
+        if not overlap:
+            # Not GDCM's encoder: it ends the whole process on rows of some lengths.
+            dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
         buffer = io.BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)
     write_atomically(path, buffer.getvalue())

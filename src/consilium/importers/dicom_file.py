@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import RLELossless
 
 from consilium.errors import RefusedInput
 
@@ -118,6 +119,12 @@ class BoundedFile(io.BufferedReader):
                     "Export it again without deflate compression.",
                 )
         return rest
+
+
+def decoding_plugin(dataset: Dataset) -> str:
+    """Which decoder to use: for RLE not GDCM's, which ends the whole process on some damaged frames."""
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
+    return "pydicom" if syntax == str(RLELossless) else ""
 
 
 def is_dicom(path: Path) -> bool:

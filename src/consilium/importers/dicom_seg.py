@@ -13,7 +13,7 @@ from consilium.cases.case import MAX_NAME_LENGTH, Finding
 from consilium.cases.draft import AnnotationDraft
 from consilium.errors import RefusedInput
 from consilium.geometry.volume import Grid
-from consilium.importers.dicom_file import read_dicom, reading
+from consilium.importers.dicom_file import decoding_plugin, read_dicom, reading
 from consilium.types import Array, FloatArray, Mask
 
 WHERE = "DICOM SEG"
@@ -116,7 +116,9 @@ class _SegmentMask:
 def _pixels(dataset: Dataset, index: int) -> Array:
     with reading(WHERE):
         many = int(dataset.get("NumberOfFrames") or 1) > 1
-        return np.asarray(pixel_array(dataset, index=index if many else None, raw=True))
+        plugin = decoding_plugin(dataset)
+        frame = index if many else None
+        return np.asarray(pixel_array(dataset, index=frame, raw=True, decoding_plugin=plugin))
 
 
 def _is_binary(dataset: Dataset, maximum: int) -> bool:

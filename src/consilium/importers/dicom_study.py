@@ -28,6 +28,7 @@ SCANNER_TEXTS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel")
 SCANNER_NUMBERS = ("KVP", "SliceThickness")
 """The allow-list: no date, no place, no serial number, no free text of a person."""
 MAX_SCANNER_TEXT = 64
+SHORT_STRINGS, MAX_SHORT_STRING = ("StudyID", "AccessionNumber"), 16
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,12 @@ def _scanner(dataset: Dataset, where: str) -> dict[str, str | float]:
     return facts
 
 
+def _study_text(first: Dataset, keyword: str) -> str:
+    """An attribute of the study; "" where a short string is too long to be written again (PS3.5 6.2)."""
+    text = str(first.get(keyword) or "")
+    return "" if keyword in SHORT_STRINGS and len(text) > MAX_SHORT_STRING else text
+
+
 def _private_record(
     series: SeriesHeader, plan: SlicePlan, first: Dataset, names: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -279,7 +286,7 @@ def _private_record(
             "patient": {keyword: str(first.get(keyword) or "") for keyword in PATIENT},
             "study": {
                 "StudyInstanceUID": series.study_instance_uid,
-                **{keyword: str(first.get(keyword) or "") for keyword in STUDY},
+                **{keyword: _study_text(first, keyword) for keyword in STUDY},
             },
             "series": {
                 "SeriesInstanceUID": series.series_instance_uid,

@@ -9,7 +9,7 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from consilium.errors import RefusedInput
-from consilium.importers.dicom_file import PIXEL_DATA, read_dicom, reading
+from consilium.importers.dicom_file import PIXEL_DATA, decoding_plugin, read_dicom, reading
 from consilium.types import Array
 
 PLAIN_SYNTAXES = frozenset({str(ImplicitVRLittleEndian), str(ExplicitVRLittleEndian)})
@@ -134,7 +134,9 @@ class SliceReader:
                 self._opened = (stored.path, read_dicom(stored.path, where=self._where))
             dataset = self._opened[1]
             many = int(dataset.get("NumberOfFrames") or 1) > 1
-            raw = np.asarray(pixel_array(dataset, index=stored.frame_index if many else None, raw=True))
+            index = stored.frame_index if many else None
+            plugin = decoding_plugin(dataset)
+            raw = np.asarray(pixel_array(dataset, index=index, raw=True, decoding_plugin=plugin))
         if raw.shape != stored.format.shape_yx:
             raise RefusedInput(
                 self._where,
