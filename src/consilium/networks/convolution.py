@@ -49,8 +49,12 @@ def convolve(
     """
     if is_slow(image, weight):
         result: Tensor = run_function(_OneDnnConvolution, image, weight, bias, stride)
-        return result
-    return functional.conv3d(image, weight, bias, stride=stride, padding=tuple(_pads(weight)))
+    else:
+        result = functional.conv3d(image, weight, bias, stride=stride, padding=tuple(_pads(weight)))
+    if image.shape[1] == 1:
+        # One channel has no layout of its own, and torch would go on in channels-first.
+        return result.contiguous(memory_format=torch.channels_last_3d)
+    return result
 
 
 def convolve_backward(
