@@ -55,7 +55,13 @@ def process_peak_mib() -> float:
 
 
 def report(
-    question: str, unit: str, ours: float, peers: dict[str, float], *, limit: float | None, ratio: float | None
+    question: str,
+    unit: str,
+    ours: float,
+    peers: dict[str, float],
+    *,
+    limit: float | None,
+    ratio: float | None,
 ) -> None:
     """Print the benchmark's last line.
 

@@ -11,7 +11,7 @@ from consilium.cli.console import console, run_verb
 from consilium.errors import ConfigurationError
 
 PATIENTS_PER_HOSPITAL = 6
-PHANTOM_MINUTES = 1.5
+PHANTOM_MINUTES = 2.0
 REAL_MINUTES = 20.0
 UNSEEN_SEED = 99
 
@@ -35,7 +35,7 @@ def demo(
     dataset, run, model = out / "dataset", out / "run", out / "pelvis.consilium"
     _call("import", source, dataset)
     _call("info", dataset)
-    _call("train", dataset, run, "--minutes", f"{budget:g}")
+    _call("train", dataset, run, "--network", "iunet", "--minutes", f"{budget:g}")
     _call("evaluate", run, dataset, out / "evaluation")
     _call("pack", run, model)
     unseen = _unseen_image(data, dataset, run) if data else _write_unseen(out / "unseen")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from consilium.errors import GeometryError
+from consilium.geometry.compiled import compiled
 from consilium.types import Array
 
 MAX_BYTES = 16
@@ -46,7 +46,7 @@ def format_decimals(values: Array, decimals: int) -> bytes:
     return text + b" " if len(text) % 2 else text
 
 
-@numba.njit(cache=True)
+@compiled
 def _write(scaled: Any, decimals: int, buffer: Any) -> int:
     """Write each number and a backslash after it; returns the bytes used."""
     digits = np.empty(24, np.uint8)

@@ -79,7 +79,7 @@ class Roi:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedRoi:
-    """What was written of one structure; ``without_image`` counts contours of slices that have no instance."""
+    """What was written of one structure; ``without_image`` counts contours on slices without instance."""
 
     name: str
     roi_number: int

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from consilium.geometry.compiled import compiled
 
-@numba.njit(cache=True)
+
+@compiled
 def fill_slices(mask: Any, slices: Any, points_yx: Any, starts: Any) -> None:
     """Fill polygons into a zero uint8 mask (Z, Y, X): even-odd, exclusive or within a slice.
 
@@ -55,7 +56,7 @@ def fill_slices(mask: Any, slices: Any, points_yx: Any, starts: Any) -> None:
                 plane[row, column] = state
 
 
-@numba.njit(cache=True)
+@compiled
 def trace_plane(pixels: Any) -> Any:
     """Outlines along pixel edges of a plane, holes joined to their outline by a keyhole.
 
@@ -82,7 +83,7 @@ def trace_plane(pixels: Any) -> Any:
     return _keep_turns(rings, ring_starts)
 
 
-@numba.njit(cache=True)
+@compiled
 def _trace_rings(pixels: Any) -> Any:
     """Every boundary as unit steps: corners and starts."""
     ny, nx = pixels.shape
@@ -131,7 +132,7 @@ def _trace_rings(pixels: Any) -> Any:
     return corners[:used], starts[: rings + 1]
 
 
-@numba.njit(cache=True)
+@compiled
 def _doubled_area(corners: Any, start: int, stop: int) -> int:
     """Twice the signed area; negative for holes."""
     total = 0
@@ -142,7 +143,7 @@ def _doubled_area(corners: Any, start: int, stop: int) -> int:
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def _join_holes(pixels: Any, corners: Any, starts: Any, is_hole: Any) -> Any:
     """Merge every hole into what lies to its left, so that only outlines remain.
 
@@ -206,7 +207,7 @@ def _join_holes(pixels: Any, corners: Any, starts: Any, is_hole: Any) -> Any:
     return out[:used], out_starts[: polygons + 1]
 
 
-@numba.njit(cache=True)
+@compiled
 def _keep_turns(corners: Any, starts: Any) -> Any:
     """Drop corners where the path runs straight on."""
     out = np.empty_like(corners)

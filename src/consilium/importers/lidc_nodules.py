@@ -57,7 +57,8 @@ class Nodule:
     @property
     def centre_lps_mm(self) -> FloatArray:
         """Mean over the readers of the centre of mass of each one's `main_reading`."""
-        return np.mean([self.main_reading(r).centre_lps_mm for r in self.readers], axis=0)
+        centres = [self.main_reading(r).centre_lps_mm for r in self.readers]
+        return np.asarray(np.mean(centres, axis=0))
 
     @property
     def diameter_mm(self) -> float:
@@ -241,7 +242,7 @@ def _pixels(outlines: Sequence[Outline]) -> Array:
         row, column = np.subtract(corner, low)
         part = canvas[row : row + mask.shape[0], column : column + mask.shape[1]]
         part[mask] = outlines[k].inclusion
-    return np.argwhere(canvas) + low
+    return np.asarray(np.argwhere(canvas) + low)
 
 
 def _scan(points_xy: Array) -> tuple[Mask, Mask, tuple[int, int]]:
