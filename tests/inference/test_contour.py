@@ -152,3 +152,21 @@ def test_contouring_twice_gives_the_same_bits(rng: np.random.Generator) -> None:
     with torch.inference_mode():
         first, second = (predict([model], volume).probability for _ in range(2))
     assert np.array_equal(first, second)
+
+
+def test_a_calibration_finds_the_line_and_survives_the_card(rng: np.random.Generator) -> None:
+    from consilium.inference.doubt import CARD_ENTRY, calibration_of, compute_doubt, fit_calibration
+
+    promised = rng.uniform(0.3, 0.95, 40)
+    kept = 0.8 * promised + 0.05
+    found = fit_calibration([*promised, math.nan], [*kept, 0.5])
+    assert found is not None
+    assert (found.slope, found.intercept, found.pairs) == (pytest.approx(0.8), pytest.approx(0.05), 40)
+    assert calibration_of({CARD_ENTRY: found.to_json()}) == found
+    assert calibration_of({}) is None
+    assert fit_calibration([0.5] * 20, [0.4] * 20) is None
+    assert fit_calibration([0.1, 0.9], [0.2, 0.8]) is None
+    probability = np.full((4, 4, 4), 0.9, dtype=np.float32)
+    sure = expected_dice(probability)
+    assert compute_doubt(probability) == pytest.approx(1 - sure)
+    assert compute_doubt(probability, found) == pytest.approx(1 - (0.8 * sure + 0.05))

@@ -28,6 +28,7 @@ from consilium.training.evaluation import (
 from consilium.training.run_folder import open_run
 
 PICTURED_CASES = 4
+BANDS = 5
 SPLITS = ("validation", "training", "all")
 
 
@@ -65,6 +66,7 @@ def evaluate(
                 for case_id, png in pictures
             ],
         ),
+        Section(title="Doubt", blocks=[reliability(rows), Text(text=DOUBT)]),
         Section(title="Per case", blocks=[table]),
     ]
     write_page(
@@ -99,6 +101,30 @@ def draw_case(masks: CaseMasks) -> bytes:
         )
     colours = {label: "#e6194b" if label in masks.references else "#3cb44b" for label in _labels(panels)}
     return draw_panels(panels, colours=colours)
+
+
+def reliability(rows: list[Compared]) -> TableBlock:
+    """Mean expected and kept Dice in bands of doubt: alike where a doubt figure can be believed."""
+    pairs = [(1 - row.doubt, row.figures.dice) for row in rows if row.doubt == row.doubt]
+    pairs = [(expected, kept) for expected, kept in pairs if kept == kept]
+    cells: list[list[object]] = []
+    for band in range(BANDS):
+        inside = [pair for pair in pairs if min(BANDS - 1, int(pair[0] * BANDS)) == band]
+        if inside:
+            expected, kept = np.mean(inside, axis=0)
+            name = f"{band / BANDS:.1f} to {(band + 1) / BANDS:.1f}"
+            cells.append([name, len(inside), float(expected), float(kept)])
+    return TableBlock(
+        title="Reliability of the doubt figure",
+        columns=["expected Dice", "contours", "mean expected", "mean Dice"],
+        rows=cells,
+    )
+
+
+DOUBT = (
+    "The expected Dice (one minus the doubt) comes from the probabilities alone and was calibrated on the "
+    "validation patients of the training; on those very patients it looks better than it is."
+)
 
 
 def _labels(panels: list[Panel]) -> list[str]:

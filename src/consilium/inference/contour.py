@@ -9,7 +9,13 @@ from consilium.errors import ConfigurationError, MemoryPlanError
 from consilium.geometry.resample import resample
 from consilium.geometry.volume import Grid, Volume
 from consilium.inference.device import available_memory_bytes
-from consilium.inference.doubt import compute_doubt, entropy_bits
+from consilium.inference.doubt import (
+    Calibration,
+    calibration_of,
+    compute_doubt,
+    entropy_bits,
+    expected_dice,
+)
 from consilium.inference.memory import predict_inference_bytes
 from consilium.inference.model import Model
 from consilium.inference.postprocess import keep_largest_component
@@ -33,13 +39,15 @@ class Contoured:
         structure: Name.
         voxels: Inside the mask.
         volume_cm3: Of the mask.
-        doubt: In [0, 1]: one minus the Dice that the probabilities themselves promise; NaN where nothing was
-            found. See `consilium.inference.doubt`.
+        promised_dice: The Dice that the probabilities themselves promise; NaN where nothing was found.
+        doubt: In [0, 1]: one minus the Dice to be expected: the promised one, calibrated on the model's
+            validation patients where it was one model and they were enough; NaN where nothing was found.
     """
 
     structure: str
     voxels: int
     volume_cm3: float
+    promised_dice: float
     doubt: float
 
 
@@ -52,12 +60,14 @@ class Prediction:
         probability: (S, Z, Y, X) float32 in [0, 1]; the mean over the models.
         grid: The network's, of the first model.
         largest_component: Structures of which only the largest part is kept.
+        calibration: Of promised Dice; None for several models, or where the model has none.
     """
 
     structures: tuple[str, ...]
     probability: FloatArray
     grid: Grid
     largest_component: frozenset[str]
+    calibration: Calibration | None = None
 
 
 def contour_volume(
@@ -93,7 +103,8 @@ def contour_prediction(
                 structure=name,
                 voxels=voxels,
                 volume_cm3=voxels * grid.voxel_volume_cm3,
-                doubt=compute_doubt(prediction.probability[s]),
+                promised_dice=expected_dice(prediction.probability[s]),
+                doubt=compute_doubt(prediction.probability[s], prediction.calibration),
             ),
         )
 
@@ -130,7 +141,14 @@ def predict(models: Sequence[Model], volume: Volume, *, progress: Progress = no_
     if len(models) > 1:
         total /= len(models)
     kept = frozenset(name for model in models for name in model.description.largest_component)
-    return Prediction(structures=models[0].structures, probability=total, grid=grid, largest_component=kept)
+    calibration = calibration_of(models[0].description.card) if len(models) == 1 else None
+    return Prediction(
+        structures=models[0].structures,
+        probability=total,
+        grid=grid,
+        largest_component=kept,
+        calibration=calibration,
+    )
 
 
 def entropy_on_grid(prediction: Prediction, grid: Grid) -> FloatArray:

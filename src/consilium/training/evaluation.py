@@ -47,12 +47,16 @@ class Compared:
         patient_id: Pseudonym of the patient.
         structure: Name.
         figures: Every figure.
+        promised_dice: What the probabilities promised; NaN where nothing was found.
+        doubt: One minus the Dice to be expected; see `consilium.inference.contour.Contoured`.
     """
 
     case_id: str
     patient_id: str
     structure: str
     figures: MaskComparison
+    promised_dice: float
+    doubt: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ def evaluate_cases(
             continue
         predictions: dict[str, Mask] = {}
         rows = []
-        for name, mask, _ in contour_volume(model, image):
+        for name, mask, contoured in contour_volume(model, image):
             if name not in references:
                 continue
             predictions[name] = mask
@@ -126,7 +130,14 @@ def evaluate_cases(
                 references[name], mask, image.grid.spacing_zyx_mm, tolerance_mm=TOLERANCE_MM
             )
             rows.append(
-                Compared(case_id=case_id, patient_id=case.patient_id, structure=name, figures=figures)
+                Compared(
+                    case_id=case_id,
+                    patient_id=case.patient_id,
+                    structure=name,
+                    figures=figures,
+                    promised_dice=contoured.promised_dice,
+                    doubt=contoured.doubt,
+                )
             )
         found += len(rows)
         yield CaseMasks(case_id=case_id, image=image, references=references, predictions=predictions), rows
@@ -173,6 +184,8 @@ def to_json(rows: Sequence[Compared], summaries: Sequence[StructureSummary]) -> 
             {
                 "case_id": row.case_id,
                 "structure": row.structure,
+                "promised_dice": _plain(row.promised_dice),
+                "doubt": _plain(row.doubt),
                 **{key: _plain(value) for key, value in row.figures.as_dict().items()},
             }
             for row in rows

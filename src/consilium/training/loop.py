@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from consilium.errors import RunError
+from consilium.inference.doubt import CARD_ENTRY
 from consilium.inference.model import BEST, save_model
 from consilium.training.batch import BatchRecipe, make_batch
 from consilium.training.checkpoint import LAST, load_checkpoint, save_checkpoint
@@ -164,7 +165,9 @@ def _conclude_validation(
     if better:
         state.best_dice = scores.mean if scores.mean == scores.mean else state.best_dice
         state.best_step = state.step
-        save_model(run.folder / BEST, run.plan.describe_model(), weights_to_keep(state))
+        calibration = scores.calibrate()
+        card = {} if calibration is None else {CARD_ENTRY: calibration.to_json()}
+        save_model(run.folder / BEST, run.plan.describe_model(card), weights_to_keep(state))
     entry = {
         "step": state.step,
         "epoch": state.step / per_epoch,

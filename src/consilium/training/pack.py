@@ -25,7 +25,9 @@ def pack_run(folder: Path, path: Path, *, largest_component: tuple[str, ...] = (
         raise RunError(f"{folder.name}: must have been validated once before it is packed. Train it first.")
     description, weights, _ = read_model_file(folder / BEST)
     description = replace(
-        description, card=make_card(folder, description), largest_component=largest_component
+        description,
+        card={**description.card, **make_card(folder, description)},
+        largest_component=largest_component,
     )
     return save_model(path, description, weights)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from consilium.geometry.volume import Volume
 from consilium.inference.contour import probabilities_of_image
+from consilium.inference.doubt import Calibration, expected_dice, fit_calibration
 from consilium.inference.model import Model
 from consilium.inference.postprocess import keep_largest_component
 from consilium.inference.preprocess import map_to_grid
@@ -26,11 +27,13 @@ class DiceScores:
         structures: The structures.
         table: Per case, per structure: in [0, 1]; NaN where the structure is unknown, or where it is absent
             and nothing was predicted.
+        promised: Likewise, the Dice that the probabilities promise; see `consilium.inference.doubt`.
     """
 
     case_ids: tuple[str, ...]
     structures: tuple[str, ...]
     table: tuple[tuple[float, ...], ...]
+    promised: tuple[tuple[float, ...], ...]
 
     def per_structure(self) -> dict[str, float]:
         """Mean over cases; NaN where no case says anything."""
@@ -47,6 +50,12 @@ class DiceScores:
         """Mean over the structures' means, so that a rare structure weighs as much as a frequent one."""
         return _mean(list(self.per_structure().values()))
 
+    def calibrate(self) -> Calibration | None:
+        """From promised to kept Dice over all cases and structures; None with too few of them."""
+        return fit_calibration(
+            [value for row in self.promised for value in row], [value for row in self.table for value in row]
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Means and counts; NaN as None."""
         return {
@@ -60,22 +69,28 @@ def compute_dice(
     model: Model, cases: Sequence[PreparedCase], *, progress: Progress = no_progress
 ) -> DiceScores:
     """Predict every case as a whole and compare on its image's own grid."""
-    table = []
+    table, promised = [], []
     for done, case in enumerate(cases):
         probability = probabilities_of_image(model, np.ascontiguousarray(case.image[:]))
-        row = []
+        row, promises = [], []
         for s, name in enumerate(model.structures):
             if not case.known[s]:
                 row.append(math.nan)
+                promises.append(math.nan)
                 continue
             mask = map_to_grid(Volume(probability[s], case.grid), case.original_grid)
             if name in model.description.largest_component:
                 mask = keep_largest_component(mask)
             row.append(dice(case.reference(s), mask))
+            promises.append(expected_dice(probability[s]))
         table.append(tuple(row))
+        promised.append(tuple(promises))
         progress("validating", done + 1, len(cases))
     return DiceScores(
-        case_ids=tuple(case.case_id for case in cases), structures=model.structures, table=tuple(table)
+        case_ids=tuple(case.case_id for case in cases),
+        structures=model.structures,
+        table=tuple(table),
+        promised=tuple(promised),
     )
 
 
