@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw some test nodules")
     parser.add_argument("--train", type=int, default=60)
     parser.add_argument("--test", type=int, default=40)
+    parser.add_argument("--share", type=float, default=0.5, help="of the minutes that the cascade gets")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     minutes = 0.5 if arguments.quick else arguments.minutes
@@ -68,19 +69,21 @@ def main() -> None:
         started = time.monotonic()
         dataset = make_dataset(Path(folder) / "dataset", counts[0], arguments.seed)
         print(f"{counts[0]} phantoms made and written in {time.monotonic() - started:.0f} s")
-        cascade = train_cascade(dataset, minutes / 2, arguments.seed)
-        alone = train_alone(dataset, Path(folder) / "run", minutes / 2)
-    if arguments.folder is not None:
-        save_cascade(arguments.folder / "cascade.consilium", cascade)
+        cascade = train_cascade(dataset, minutes * arguments.share, arguments.seed)
+        if arguments.folder is not None:
+            save_cascade(arguments.folder / "cascade.consilium", cascade)
+        alone = train_alone(dataset, Path(folder) / "run", minutes * (1 - arguments.share))
     tests = [make_chest(np.random.default_rng((arguments.seed, 10_000 + k))) for k in range(counts[1])]
     evaluate(cascade, alone, tests, arguments.picture)
 
 
 def make_dataset(folder: Path, count: int, seed: int) -> Dataset:
-    """Phantoms in the dataset format."""
+    """Phantoms in the dataset format; with more nodules than the test phantoms, so that a step sees more."""
     dataset = create_dataset(folder)
     for k in range(count):
-        dataset.add(draft_of(make_chest(np.random.default_rng((seed, k))), f"chest-{seed}-{k}"))
+        rng = np.random.default_rng((seed, k))
+        phantom = make_chest(rng, nodules=int(rng.integers(4, 13)))
+        dataset.add(draft_of(phantom, f"chest-{seed}-{k}"))
     return dataset
 
 
@@ -113,8 +116,9 @@ def train_cascade(dataset: Dataset, minutes: float, seed: int) -> Cascade:
     """Detector in three quarters of the time, then the contours, its false candidates among them."""
     preprocessing = Preprocessing(spacing_zyx_mm=SPACING, windows=LUNG_WINDOW)
     config = DetectionConfig(
-        structure=NODULE, preprocessing=preprocessing, steps=100_000, minutes=minutes * 0.75, seed=seed
-    )
+        structure=NODULE, preprocessing=preprocessing, steps=100_000, minutes=minutes * 0.75, seed=seed,
+        crop_zyx=(48, 64, 64), batch=4, rate=3e-3,
+    )  # fmt: skip
     cases = load_detection_cases(dataset, dataset.case_ids, config)
     detector, losses = train_detector(cases, config)
     print(f"detector: {len(losses)} steps, loss {np.mean(losses[:10]):.2f} to {np.mean(losses[-50:]):.3f}")

@@ -32,7 +32,7 @@ from consilium.types import Array, FloatArray, Mask, Progress, no_progress
 
 CASCADE_FORMAT = "consilium-cascade"
 CASCADE_VERSION = 1
-LEAST_SCORE = 0.02
+LEAST_SCORE = 0.05
 """Candidates below it are not segmented."""
 
 SAME_THING = 0.5

@@ -34,7 +34,9 @@ class DetectionConfig:
         loss: Its weights.
         steps: How many.
         minutes: Ends the training earlier; None: never.
-        crop_zyx: Largest part of a scan that one step sees, in voxels; None: the whole scan.
+        crop_zyx: Part of a scan that one sample shows, in voxels, two of three times with a thing in
+            it; None: the whole scan.
+        batch: Samples per step; above 1 only with ``crop_zyx``.
         rate: Highest learning rate.
         seed: Decides weights, order and changes.
 
@@ -50,6 +52,7 @@ class DetectionConfig:
     steps: int = 1000
     minutes: float | None = None
     crop_zyx: Shape | None = None
+    batch: int = 1
     rate: float = 2e-3
     seed: int = 0
 
@@ -58,6 +61,11 @@ class DetectionConfig:
             raise ConfigurationError(
                 f"detection: steps must be at least 1, the rate in (0, 1), minutes positive; got "
                 f"{self.steps}, {self.rate} and {self.minutes}."
+            )
+        if self.batch < 1 or (self.batch > 1 and self.crop_zyx is None):
+            raise ConfigurationError(
+                f"detection: batch must be 1, or more with crop_zyx, for whole scans differ in size; got "
+                f"{self.batch}."
             )
 
     def describe(self) -> DetectorDescription:
@@ -166,16 +174,20 @@ def train_detector(
     started = time.monotonic()
     order: list[int] = []
     for step in range(config.steps):
-        rng = np.random.default_rng((config.seed, step))
-        order = order or np.random.default_rng((config.seed, step, 1)).permutation(len(cases)).tolist()
-        image, targets = make_sample(cases[order.pop()], config, rng)
         share = step / config.steps
         if config.minutes is not None:
             share = max(share, (time.monotonic() - started) / (60 * config.minutes))
         if share >= 1 or should_stop():
             break
         set_rate(optimiser, config.rate, share)
-        loss = detection_loss(detector(image.to(device)), [_to(targets, device)], config.loss)
+        images, targets = [], []
+        for sample in range(config.batch):
+            rng = np.random.default_rng((config.seed, step, sample))
+            order = order or rng.permutation(len(cases)).tolist()
+            image, target = make_sample(cases[order.pop()], config, rng)
+            images.append(image)
+            targets.append(_to(target, device))
+        loss = detection_loss(detector(torch.cat(images).to(device)), targets, config.loss)
         losses.append(step_once(detector, optimiser, loss))
         average.take(detector, step)
         progress("training the detector", int(share * 1000), 1000)
@@ -190,7 +202,7 @@ def make_sample(
     start = np.array([int(rng.integers(-STRIDE + 1, STRIDE)) for _ in range(3)])
     size = np.array(case.image.shape)
     if config.crop_zyx is not None:
-        size = np.minimum(size, config.crop_zyx)
+        size = np.array(config.crop_zyx)
         start = start + _choose_corner(case, size, rng)
     box = Box(tuple(start), tuple(start + size))
     image = crop_or_pad(case.image, box, AIR)
@@ -263,10 +275,11 @@ def step_once(network: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: 
 
 
 def _choose_corner(case: DetectionCase, size: Array, rng: np.random.Generator) -> Array:
-    """Where a part of a scan begins: around a thing in two of three cases, else anywhere."""
-    room = np.array(case.image.shape) - size
+    """Where a part of a scan begins: in two of three cases around a thing, rather a small one."""
+    room = np.maximum(np.array(case.image.shape) - size, 0)
     if len(case.centres_zyx) and rng.random() < 2 / 3:
-        centre = case.centres_zyx[rng.integers(len(case.centres_zyx))]
+        share = 1 / case.diameters_mm
+        centre = case.centres_zyx[rng.choice(len(share), p=share / share.sum())]
         wanted = np.rint(centre - size * rng.uniform(0.25, 0.75, 3)).astype(int)
         corner: Array = np.clip(wanted, 0, room)
         return corner
