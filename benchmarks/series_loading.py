@@ -51,7 +51,7 @@ def ways(folder: Path, shape: tuple[int, int, int]) -> dict[str, Callable[[], An
         import pydicom
 
         datasets = sorted((pydicom.dcmread(p) for p in paths), key=lambda d: d.ImagePositionPatient[2])
-        return np.stack([d.pixel_array * int(d.RescaleSlope) + int(d.RescaleIntercept) for d in datasets])
+        return np.stack([d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in datasets])
 
     def simpleitk_way() -> Any:
         import SimpleITK as sitk
