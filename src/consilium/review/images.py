@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -20,12 +21,19 @@ KEPT_SLABS = 16
 
 
 class Images:
-    """Reads slices of a dataset's images from the cache, which it fills on the first opening."""
+    """Reads slices of a dataset's images from the cache, which it fills on the first opening.
+
+    While a case is being compressed into the cache, its slices come from the array that was just read, so
+    that the first slice waits for reading only.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._slabs: OrderedDict[tuple[str, int, int], Array] = OrderedDict()
         self._lock = threading.Lock()
+        self._fresh: dict[str, Array] = {}
+        self._changed = threading.Condition()
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
 
     def open(self, case: Case) -> CropReader:
         """The image as the page shows it: int16, Z Superior, Y Posterior, X Left."""
@@ -34,10 +42,19 @@ class Images:
             volume, _ = self._dataset.load_image(case).to_canonical()
             array = volume.array
             rounded = np.clip(np.rint(array), -32768, 32767) if array.dtype.kind == "f" else array
-            return rounded.astype(np.int16, copy=False)
+            fresh: Array = rounded.astype(np.int16, copy=False)
+            with self._changed:
+                self._fresh[case.case_id] = fresh
+                self._changed.notify_all()
+            return fresh
 
         key = cache_key(case.image.content_sha256, purpose="review", orientation="canonical")
-        return cached_array(self._dataset.cache_folder, key, build)
+        try:
+            return cached_array(self._dataset.cache_folder, key, build)
+        finally:
+            with self._changed:
+                self._fresh.pop(case.case_id, None)
+                self._changed.notify_all()
 
     def slice_bytes(self, case: Case, plane: str, index: int) -> tuple[bytes, int, int]:
         """One slice as little-endian int16, with its height and width.
@@ -65,11 +82,24 @@ class Images:
             if key not in self._slabs:
                 index = [slice(None)] * 3
                 index[axis] = slice(number * SLAB, (number + 1) * SLAB)
-                self._slabs[key] = self.open(case)[tuple(index)]
+                self._slabs[key] = self._readable(case)[tuple(index)].copy()
                 while len(self._slabs) > KEPT_SLABS:
                     self._slabs.popitem(last=False)
             self._slabs.move_to_end(key)
             return self._slabs[key]
+
+    def _readable(self, case: Case) -> Array | CropReader:
+        """The image as soon as a part can be read: while it is compressed, the array itself."""
+        opening: Future[CropReader] = self._pool.submit(self.open, case)
+        opening.add_done_callback(self._tell)
+        with self._changed:
+            self._changed.wait_for(lambda: case.case_id in self._fresh or opening.done())
+            fresh = self._fresh.get(case.case_id)
+        return opening.result() if fresh is None else fresh
+
+    def _tell(self, opening: Future[CropReader]) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def mask(self, case: Case, structure: str, reader: str) -> tuple[Box | None, bytes]:
         """The tight box of a mask in canonical orientation, and its voxels as bits (little-endian, C order).
