@@ -23,7 +23,7 @@ from consilium.errors import ConsiliumError, DatasetError
 from consilium.types import Array, Progress, no_progress
 
 VOLUME_TOLERANCE = 1e-6
-KNOWN_ENTRIES = {MANIFEST, "cases", "private", "cache", "names.toml", ".lock"}
+KNOWN_ENTRIES = {MANIFEST, "cases", "private", "cache", "undo", "names.toml", ".lock"}
 RESTORE = "Restore it, or import the case again with --replace."
 RECORD_AGAIN = "Import the case again with --replace."
 
