@@ -11,12 +11,12 @@ from consilium.cases.files import write_json
 from consilium.cases.nifti import read_nifti, write_nifti
 from consilium.cli.console import console, print_table, progress_bar
 from consilium.errors import ConfigurationError, DataError
-from consilium.exporters.dicom_reference import PATIENT, STUDY, SeriesReference
+from consilium.exporters.dicom_reference import SeriesReference
 from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
 from consilium.geometry.volume import Volume
-from consilium.importers.dicom_file import read_header
 from consilium.importers.dicom_scan import scan_dicom
 from consilium.importers.dicom_series import SeriesHeader, read_series
+from consilium.importers.dicom_study import private_record_of
 from consilium.inference.contour import Contoured, contour_prediction, entropy_on_grid, predict
 from consilium.inference.model import Model, load_model
 from consilium.types import Mask, Progress
@@ -68,7 +68,7 @@ def contour(
                 written,
                 rois_from_masks(masks, volume.grid),
                 volume.grid,
-                reference_of(header),
+                SeriesReference.from_record(private_record_of(header)),
                 algorithm=Algorithm(name=_name(models), model_sha256=models[0].digest),
             )
         else:
@@ -113,29 +113,6 @@ def read_input(source: Path, series: str, progress: Progress) -> tuple[Volume, S
     for finding in findings:
         console.print(f"{found[0].name}: {finding.message} {finding.remedy}", markup=False)
     return volume, found[0]
-
-
-def reference_of(header: SeriesHeader) -> SeriesReference:
-    """What an RTSTRUCT says about the series it belongs to, read from the series itself."""
-    first, _, _ = read_header(header.paths[0], tags=(*PATIENT, *STUDY, "PositionReferenceIndicator"))
-    return SeriesReference.from_record(
-        {
-            "kind": "dicom",
-            "patient": {key: str(first.get(key) or "") for key in PATIENT},
-            "study": {key: str(first.get(key) or "") for key in STUDY}
-            | {"StudyInstanceUID": header.study_instance_uid},
-            "series": {
-                "SeriesInstanceUID": header.series_instance_uid,
-                "FrameOfReferenceUID": header.frame_of_reference_uid,
-                "PositionReferenceIndicator": str(first.get("PositionReferenceIndicator") or ""),
-                "SOPClassUID": header.sop_class_uid,
-            },
-            "slices": [
-                {"sop_instance_uid": s.sop_instance_uid, "position_lps_mm": list(s.position_lps_mm)}
-                for s in header.slices
-            ],
-        }
-    )
 
 
 def _noting(

@@ -191,6 +191,17 @@ def read_study(study: Study, options: ImportOptions, progress: Progress) -> Case
     )
 
 
+def private_record_of(series: SeriesHeader) -> dict[str, Any]:
+    """The private record of a series that is contoured without being imported.
+
+    Raises:
+        RefusedInput: If the series does not lie on a regular grid, or its first file cannot be read.
+    """
+    tags = [*PATIENT, *STUDY, "PositionReferenceIndicator"]
+    first = read_dicom(series.paths[0], tags=tags, where=series.name)
+    return _private_record(series, series.plan(), first, {})
+
+
 NO_PATIENT = Finding(
     code="no-patient-id",
     message="the source has no patient id; the study stands for the patient.",
