@@ -1,10 +1,13 @@
 """A federation over FLARE as real processes on loopback, for tests and benchmarks; needs nvflare."""
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +59,7 @@ class Machines:
         self.settings = replace(settings, presence_s=5.0)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.seconds = 0.0
-        port = find_free_port()
+        self.port = port = find_free_port()
         text = format_toml(self.settings, port)
         home = folder / "coordinator"
         home.mkdir(parents=True)
@@ -75,6 +78,13 @@ class Machines:
             carried = Path(shutil.copy(request, home))
             signed = Path(shutil.copy(kit.approve_request(home, carried), place))
             kit.build_kit(place, signed, fingerprint)
+
+    def go_through(self, site: str, port: int) -> None:
+        """Let a site reach the coordinator through another port of this machine: a proxy's."""
+        path = self.folder / site / "kit" / "startup" / "fed_client.json"
+        table = json.loads(path.read_text())
+        table["servers"][0]["service"]["target"] = f"localhost:{port}"
+        path.write_text(json.dumps(table))
 
     def start(self, name: str) -> None:
         """Start one process."""
@@ -134,3 +144,63 @@ class Machines:
         for process in self.processes.values():
             process.kill()
             process.wait()
+
+
+class Proxy:
+    """A TCP proxy to a port of this machine that can be slow, cut connections, and be away.
+
+    Args:
+        port: Where to.
+        bytes_per_s: Speed of each direction of each connection; 0 for no limit.
+    """
+
+    def __init__(self, port: int, *, bytes_per_s: int = 0) -> None:
+        self.away = False
+        self.moved = 0
+        self._target = port
+        self._rate = bytes_per_s
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break every connection, in the middle of whatever it carries."""
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        self._open.clear()
+
+    def close(self) -> None:
+        """Stop."""
+        self.away = True
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                if self.away:
+                    near.close()
+                    continue
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target), timeout=10)
+                except OSError:
+                    near.close()
+                    continue
+                far.settimeout(None)
+                self._open += [near, far]
+                threading.Thread(target=self._pump, args=(near, far), daemon=True).start()
+                threading.Thread(target=self._pump, args=(far, near), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(2**14):
+                sink.sendall(piece)
+                self.moved += len(piece)
+                if self._rate:
+                    time.sleep(len(piece) / self._rate)
+        for end in (source, sink):
+            end.close()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 pytest.importorskip("nvflare", reason="needs nvflare: pip install 'consilium[federation]'")
 
 from consilium.federation.parameters import compute_digest
+from consilium.federation.settings import FederationSettings
 from consilium.federation.simulation import simulate
-from consilium.federation.tensors import Tensors
+from consilium.federation.tensors import Tensors, encode_tensors
 from tests.data import REPOSITORY
-from tests.federation.machines import Machines
+from tests.federation.machines import Machines, Proxy, find_free_port
 from tests.federation.toys import build_local_update, build_model, build_settings_for
 
 pytestmark = pytest.mark.network
@@ -43,9 +45,9 @@ def digest_of(content: bytes) -> str:
     return compute_digest(Tensors(content))
 
 
-def simulated(tmp_path: Path, sites: tuple[str, ...] = SITES) -> str:
-    updates = {site: build_local_update(site) for site in sites}
-    return compute_digest(simulate(SETTINGS, build_model(), updates, tmp_path / "simulated"))
+def simulated(tmp_path: Path, *, settings: FederationSettings = SETTINGS) -> str:
+    updates = {site: build_local_update(site) for site in SITES}
+    return compute_digest(simulate(settings, build_model(), updates, tmp_path / "simulated"))
 
 
 def wait_for(what: str, machines: Machines, timeout_s: float = 60.0) -> None:
@@ -164,6 +166,140 @@ def test_no_patient_word_reaches_the_coordinator(machines: Machines) -> None:
         content = path.read_bytes()
         assert not [word for word in canaries if word.encode() in content], path.name
         assert str(machines.folder / "site-0").encode() not in content, path.name
+
+
+def run_verb(*words: object, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from consilium.cli.federation import app; app()", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment, cwd=cwd
+    )
+
+
+def finish_verb(process: subprocess.Popen[str], timeout_s: float = 90.0) -> str:
+    output, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, output[-2000:]
+    return output
+
+
+def test_the_verbs_lead_from_an_empty_folder_to_a_shared_model(tmp_path: Path) -> None:
+    at = tmp_path
+    finish_verb(run_verb("init", "c", cwd=at))
+    text = (at / "c" / "federation.toml").read_text().replace("8702", str(find_free_port()))
+    text = text.replace("rounds = 20", "rounds = 2").replace("presence_s = 60", "presence_s = 5")
+    (at / "c" / "federation.toml").write_text(text)
+    said = finish_verb(run_verb("init", "c", cwd=at)).split()
+    digest, fingerprint = (
+        next(w for w in said if len(w) == n and set(w) <= set("0123456789abcdef")) for n in (16, 64)
+    )
+    for name in ("hospital-a", "hospital-b"):
+        training = "tests.federation.training_at_home:build"
+        finish_verb(run_verb("invite", "c", name, f"{name}.zip", "--training", training, cwd=at))
+        finish_verb(run_verb("enrol", f"{name}.zip", name, cwd=at))
+        request = shutil.copy(at / name / "request" / f"{name}.request.zip", at)
+        finish_verb(run_verb("approve", "c", request, cwd=at))
+    (at / "model.safetensors").write_bytes(encode_tensors(build_model()))
+    verbs = [run_verb("serve", "c", "--model", "model.safetensors", cwd=at)]
+    for name in ("hospital-a", "hospital-b"):
+        signed = ("--signed", f"{name}.signed.zip", "--fingerprint", fingerprint, "--accept", digest)
+        verbs.append(run_verb("join", name, *signed, cwd=at))
+    try:
+        said_by_all = [finish_verb(verb) for verb in verbs]
+    finally:
+        for verb in verbs:
+            verb.kill()
+    assert "round 2 of 2: combined from 2 sites" in said_by_all[0]
+    assert "round 1 is trained and sent" in said_by_all[1]
+    assert "2 rounds are committed" in finish_verb(run_verb("status", "c", cwd=at))
+    assert digest_of((at / "c" / "final.safetensors").read_bytes()) == digest_of(
+        (at / "hospital-a" / "memory" / "final.safetensors").read_bytes()
+    )
+    assert not list((at / "c").rglob("hospital-*.key"))
+
+
+def behind_proxy(machines: Machines, **options: int) -> Proxy:
+    proxy = Proxy(machines.port, **options)
+    machines.go_through("site-1", proxy.port)
+    return proxy
+
+
+def test_an_outage_of_a_sites_line_costs_no_bit_when_it_ends_in_time(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, quorum=3)
+    machines = Machines(tmp_path / "f", settings, build_model())
+    machines.seconds = 0.5
+    proxy = behind_proxy(machines)
+    try:
+        machines.start_all()
+        wait_for('"sealed"', machines)
+        proxy.away = True
+        proxy.cut()
+        time.sleep(8)
+        proxy.away = False
+        machines.wait("coordinator", *SITES, timeout_s=180)
+        assert digest_of(machines.final) == simulated(tmp_path)
+    finally:
+        proxy.close()
+        machines.end()
+
+
+def test_resets_in_the_middle_of_transfers_cost_no_bit(tmp_path: Path) -> None:
+    model = {"w": np.linspace(-1, 1, 3_000_000, dtype=np.float32)}
+    settings = replace(SETTINGS, quorum=3, clipping_norm=1e5, rounds=3)
+    machines = Machines(tmp_path / "f", settings, model)
+    proxy = behind_proxy(machines, bytes_per_s=6_000_000)
+    try:
+        machines.start_all()
+        marks = [8_000_000, 18_000_000, 30_000_000]
+        while marks and machines.processes["coordinator"].poll() is None:
+            if proxy.moved > marks[0]:
+                marks.pop(0)
+                proxy.cut()
+            time.sleep(0.01)
+        machines.wait("coordinator", *SITES, timeout_s=180)
+        assert not marks
+        assert np.array_equal(
+            Tensors(machines.final)["w"], ((model["w"] + np.float32(1)) + np.float32(1)) + np.float32(1)
+        )
+    finally:
+        proxy.close()
+        machines.end()
+
+
+def test_a_line_of_fifty_kilobytes_a_second_is_enough_for_a_small_model(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, quorum=3, rounds=2, deadline_s=60.0)
+    machines = Machines(tmp_path / "f", settings, build_model())
+    proxy = behind_proxy(machines, bytes_per_s=50_000)
+    try:
+        machines.start_all()
+        machines.wait("coordinator", *SITES, timeout_s=180)
+        assert '"absent":[]' in machines.read_audit()
+    finally:
+        proxy.close()
+        machines.end()
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_the_coordinator_at_random_moments_change_no_bit(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, quorum=3, rounds=24, give_up_s=300.0)
+    machines = Machines(tmp_path / "f", settings, build_model())
+    machines.seconds = 0.5
+    rng = np.random.default_rng(int(os.environ.get("CONSILIUM_SEED", "20")))
+    kills = 0
+    try:
+        machines.start_all()
+        while kills < 20:
+            time.sleep(float(rng.uniform(2.0, 6.0)))
+            if machines.processes["coordinator"].poll() is not None:
+                break
+            machines.kill("coordinator")
+            machines.start("coordinator")
+            kills += 1
+        machines.wait("coordinator", *SITES, timeout_s=300)
+        assert kills == 20
+        assert digest_of(machines.final) == simulated(tmp_path, settings=settings)
+    finally:
+        machines.end()
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")

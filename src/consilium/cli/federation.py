@@ -63,8 +63,9 @@ def invite(
     site: Annotated[str, typer.Argument(help="Name of an enrolled site.")],
     out: Annotated[Path, typer.Argument(help="Zip file to send to it.")],
     training: Annotated[
-        str, typer.Option(help="module:function that the site's file proposes.")
-    ] = "consilium.cli.site_training:build",
+        str,
+        typer.Option(help="module:function of training that the site's file proposes; the hospital decides."),
+    ] = "hospital.training:build",
 ) -> None:
     """[bold]Coordinator:[/bold] write the invitation of one hospital."""
     settings = write_invitation(folder, site, out, training=training)
@@ -196,6 +197,8 @@ def _serve(folder: Path) -> None:
 
 def describe(event: RoundEvent) -> str:
     """One line for people."""
+    if event.kind in ("finished", "stopped"):
+        return f"{event.kind}: {event.detail}"
     where = f"round {event.round_number + 1} of {event.rounds}"
     if event.kind == "waiting":
         return f"{where}: {event.accepted} updates; waits {event.seconds_left:.0f} s more for {event.detail}"

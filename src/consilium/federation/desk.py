@@ -216,10 +216,12 @@ class Desk:
             notice = self._final or self._notice
         if notice is None or notice.model_digest != header["digest"]:
             return encode_frame({"say": "stale"})
-        offset = int(header["offset"])
+        offset, length = int(header["offset"]), min(int(header["length"]), CHUNK_BYTES)
+        if offset < 0 or length < 1:
+            raise ValueError("offset or length")
         with notice.model.open("rb") as file:
             file.seek(offset)
-            piece = file.read(CHUNK_BYTES)
+            piece = file.read(length)
             if notice is self._final and not file.read(1):
                 self._served.add(site)
         return encode_frame({"say": "piece", "offset": offset}, piece)

@@ -42,7 +42,7 @@ def ignore_event(event: RoundEvent) -> None:
 
 
 def write_events(path: Path) -> Watch:
-    """A `Watch` that appends every event, with seconds since now, to a JSONL file: for the page with the curves."""
+    """A `Watch` that appends every event, with seconds since now, to a JSONL file for the page of curves."""
     began = time.monotonic()
 
     def watch(event: RoundEvent) -> None:

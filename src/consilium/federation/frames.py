@@ -7,8 +7,11 @@ from consilium.errors import DataError
 from consilium.federation.tensors import parse_strict_json
 
 MAX_HEADER_BYTES = 512 * 1024
-CHUNK_BYTES = 4 * 2**20
-"""Models and updates travel in pieces of this size: a reset costs one piece."""
+CHUNK_BYTES = 2**19
+"""Models and updates travel in pieces of at most this size: a reset costs one piece."""
+
+MIN_CHUNK_BYTES = 2**14
+"""A site whose pieces get lost asks for smaller ones, down to this."""
 
 MAX_FRAME_BYTES = 4 + MAX_HEADER_BYTES + CHUNK_BYTES
 

@@ -16,7 +16,7 @@ import numpy as np
 from consilium.errors import DataError, FederationError
 from consilium.federation.audit import GENESIS, verify_extension
 from consilium.federation.combine import Group
-from consilium.federation.frames import CHUNK_BYTES, decode_frame, encode_frame
+from consilium.federation.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, decode_frame, encode_frame
 from consilium.federation.local import LocalTask, LocalUpdate, SiteResult
 from consilium.federation.messages import CONTROL, PARAMETERS, UpdateHeader, check_metric_names, encode_update
 from consilium.federation.parameters import Parameters, compute_digest, split_local
@@ -30,6 +30,8 @@ Carrier = Callable[[bytes], bytes]
 """Carries one frame to the coordinator's desk and its answer back; raises OSError when it cannot."""
 
 LOCAL = "local/"
+GROW_AFTER = 16
+"""Answers in a row after which pieces may be larger again."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Site:
         self._refused = ("", "")
         self._partial = bytearray()
         self._partial_digest = ""
+        self._piece_bytes = CHUNK_BYTES
+        self._in_a_row = 0
         self._instance = self._load_instance()
 
     def step(self) -> Step:
@@ -209,7 +213,7 @@ class Site:
         answer, _ = self._ask("offer", round=number, size=len(content), digest=digest)
         while answer["say"] == "send":
             offset = int(answer["offset"])
-            piece = memoryview(content)[offset : offset + CHUNK_BYTES]
+            piece = memoryview(content)[offset : offset + self._piece_bytes]
             answer, _ = self._ask("put", body=piece, round=number, offset=offset, digest=digest)
         if answer["say"] == "have":
             return Step("trained", f"round {number} is trained and sent", number)
@@ -225,7 +229,9 @@ class Site:
         if self._partial_digest != digest:
             self._partial, self._partial_digest = bytearray(), digest
         while len(self._partial) < size:
-            piece, body = self._ask("model", digest=digest, offset=len(self._partial))
+            piece, body = self._ask(
+                "model", digest=digest, offset=len(self._partial), length=self._piece_bytes
+            )
             if piece["say"] != "piece" or not body:
                 self._partial_digest = ""
                 return None
@@ -294,7 +300,16 @@ class Site:
             "job": self._settings.digest,
             **values,
         }
-        return decode_frame(self._carrier(encode_frame(header, body)))
+        try:
+            answer = self._carrier(encode_frame(header, body))
+        except OSError:
+            # A slow line loses large pieces to its timeout: take smaller ones, and grow again slowly.
+            self._piece_bytes, self._in_a_row = max(MIN_CHUNK_BYTES, self._piece_bytes // 2), 0
+            raise
+        self._in_a_row += 1
+        if self._in_a_row % GROW_AFTER == 0:
+            self._piece_bytes = min(CHUNK_BYTES, self._piece_bytes * 2)
+        return decode_frame(answer)
 
 
 def derive_seed(seed: int, site: str, round_number: int) -> int:

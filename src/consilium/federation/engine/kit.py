@@ -102,6 +102,7 @@ def compute_fingerprint(certificate: Path) -> str:
 
 def configure_coordinator(folder: Path, *, sites: int) -> list[str]:
     """Write the server's configuration and return the command that runs it."""
+    folder = folder.resolve()
     kit, store = folder / "kit", folder / "flare"
     storage = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"
     place = {"root_dir": str(store / "snapshots"), "uri_root": "/"}

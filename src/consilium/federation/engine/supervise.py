@@ -28,29 +28,32 @@ def supervise_coordinator(
     Raises:
         FederationError: If the process ended without finishing, with its reason.
     """
-    status = folder / "status.json"
+    status, progress = folder / "status.json", folder / "progress.jsonl"
     status.unlink(missing_ok=True)
+    read = progress.stat().st_size if progress.is_file() else 0
     last_text, moved, warned = "", time.monotonic(), False
     process = _spawn(command, folder)
     try:
-        while process.poll() is None:
+        while True:
+            ended = process.poll() is not None
+            read = _tell_new(progress, read, watch)
             text = status.read_text(encoding="utf-8") if status.is_file() else ""
             if text != last_text:
                 last_text, moved, warned = text, time.monotonic(), False
-                _tell(text, watch)
+                _tell_waiting(text, watch)
             elif time.monotonic() - moved > STALLED_S and not warned:
                 warn(
                     f"no sign of life for {STALLED_S:.0f} s; see flare.log. To stop and resume loses nothing"
                 )
                 warned = True
+            if ended:
+                break
             time.sleep(0.2)
     finally:
         _end(process)
     if process.returncode:
-        text = status.read_text(encoding="utf-8") if status.is_file() else ""
-        reason = json.loads(text)["detail"] if text else "it did not start; see flare.log"
+        reason = json.loads(last_text)["detail"] if last_text else "it did not start; see flare.log"
         raise FederationError(f"coordinator: stopped. {reason}")
-    _tell(status.read_text(encoding="utf-8"), watch)
 
 
 def supervise_site(command: list[str], folder: Path, say: Callable[[str], None]) -> None:
@@ -89,9 +92,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _tell(text: str, watch: Watch) -> None:
+def _tell_new(progress: Path, start: int, watch: Watch) -> int:
+    """Tell the events written since ``start``; returns where to go on."""
+    if not progress.is_file():
+        return start
+    with progress.open("rb") as file:
+        file.seek(start)
+        whole, _, _ = file.read().rpartition(b"\n")
+    for line in whole.splitlines():
+        record = json.loads(line)
+        record.pop("at_s")
+        watch(RoundEvent(**record))
+    return start + len(whole) + bool(whole)
+
+
+def _tell_waiting(text: str, watch: Watch) -> None:
     try:
-        watch(RoundEvent(**json.loads(text)))
+        event = RoundEvent(**json.loads(text))
     except ValueError:
         # Caught in the middle of being written; the next look sees it whole.
         return
+    if event.kind == "waiting":
+        watch(event)
