@@ -28,7 +28,7 @@ def parameter_rows(command: Any) -> list[str]:
         if parameter.name == "help":
             continue
         option = parameter.param_type_name == "option"
-        name = ", ".join(parameter.opts) if option else parameter.human_readable_name.upper()
+        name = ", ".join(parameter.opts) if option else str(parameter.name).upper()
         default = parameter.default
         shown = "" if default in (None, "", False, ()) or not option or callable(default) else f"`{default}`"
         rows.append(f"| `{name}` | {plain(parameter.help).replace('|', chr(92) + '|')} | {shown} |")
