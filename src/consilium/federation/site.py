@@ -150,7 +150,7 @@ class Site:
         )
         start = self._with_local({name: np.array(array) for name, array in received.items()}, last)
         result = self._local_update(start, round_number=number, task=task)
-        self._check_result(result, received, control)
+        check_result(self.name, self._settings, result, received, control)
         travelling, local = split_local(result.parameters, self._settings.local_names)
         changes = {name: result.control_variates[name] - own_control[name] for name in control}
         state = {LOCAL + n: a for n, a in local.items()}
@@ -182,31 +182,6 @@ class Site:
             content="change" if half else "parameters",
         )
         return encode_update(header, travelling, changes)
-
-    def _check_result(self, result: SiteResult, received: Parameters, control: Parameters) -> None:
-        """The site holds its own training to what the coordinator will ask, before anything leaves."""
-        travelling, _ = split_local(result.parameters, self._settings.local_names)
-        for what, found, wanted in (
-            ("parameters", travelling, received),
-            ("control", result.control_variates, control),
-        ):
-            if found.keys() != wanted.keys() and (wanted or what == "parameters"):
-                odd = sorted(found.keys() ^ wanted.keys())[0]
-                raise FederationError(
-                    f"site {self.name}: training must return the {what} it was given; {odd} differs."
-                )
-        for name, array in travelling.items():
-            like = received[name]
-            if (array.shape, array.dtype) != (like.shape, like.dtype):
-                raise FederationError(
-                    f"site {self.name}: {name} must stay {like.dtype} {like.shape}; training returned "
-                    f"{array.dtype} "
-                    f"{array.shape}."
-                )
-        try:
-            check_metric_names(result.metrics, self._settings)
-        except DataError as fault:
-            raise FederationError(f"site {self.name}: {fault} Nothing was sent.") from fault
 
     def _send(self, content: bytes, number: int) -> Step:
         digest = hashlib.sha256(content).hexdigest()
@@ -310,6 +285,38 @@ class Site:
         if self._in_a_row % GROW_AFTER == 0:
             self._piece_bytes = min(CHUNK_BYTES, self._piece_bytes * 2)
         return decode_frame(answer)
+
+
+def check_result(
+    site: str, settings: FederationSettings, result: SiteResult, received: Parameters, control: Parameters
+) -> None:
+    """Hold a site's own training to what the coordinator will ask, before anything leaves.
+
+    Raises:
+        FederationError: What the training returned that it must not.
+    """
+    travelling, _ = split_local(result.parameters, settings.local_names)
+    for what, found, wanted in (
+        ("parameters", travelling, received),
+        ("control", result.control_variates, control),
+    ):
+        if found.keys() != wanted.keys() and (wanted or what == "parameters"):
+            odd = sorted(found.keys() ^ wanted.keys())[0]
+            raise FederationError(
+                f"site {site}: training must return the {what} it was given; {odd} differs."
+            )
+    for name, array in travelling.items():
+        like = received[name]
+        if (array.shape, array.dtype) != (like.shape, like.dtype):
+            raise FederationError(
+                f"site {site}: {name} must stay {like.dtype} {like.shape}; training returned "
+                f"{array.dtype} "
+                f"{array.shape}."
+            )
+    try:
+        check_metric_names(result.metrics, settings)
+    except DataError as fault:
+        raise FederationError(f"site {site}: {fault} Nothing was sent.") from fault
 
 
 def derive_seed(seed: int, site: str, round_number: int) -> int:
