@@ -1,6 +1,7 @@
 """One step: unknown structures, the prior, the rate, the average, a federation of one site."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from consilium.cases.dataset import Dataset
 from consilium.errors import CheckpointError, ConfigurationError, RunError
+from consilium.training.augment import Augmentation
 from consilium.training.batch import Batch, choose_cases, make_batch
 from consilium.training.config import Budget, TrainingConfig
 from consilium.training.data import PreparedCase, prepare_cases
@@ -192,3 +194,26 @@ def test_settings_survive_json() -> None:
     assert TrainingConfig.from_json(config.to_json()) == config
     with pytest.raises(ConfigurationError, match="unknown"):
         TrainingConfig.from_json({"learning_rat": 3})
+
+
+def test_patches_look_for_rare_structures_more_often(dataset: Dataset) -> None:
+    setting = Setting(dataset, mode="patch", patch_zyx=(2, 4, 4))
+    known = [case for case in setting.cases if case.known.all()]
+    counts = []
+    for focus in ((1.0, 0.0), (0.0, 1.0)):
+        recipe = replace(setting.recipe, focus=focus)
+        held = [make_batch(recipe, known, step).reference.flatten(2).any(2)[0] for step in range(40)]
+        counts.append(torch.stack(held).sum(0).tolist())
+    assert counts[0][0] > 2 * counts[0][1]
+    assert counts[1][1] > 2 * counts[1][0]
+    assert recipe_of(setting.run, setting.cases).focus == (1 / 5, 1 / 4)
+
+
+def test_a_patch_that_lies_outside_the_image_is_air(dataset: Dataset) -> None:
+    setting = Setting(dataset, mode="patch", patch_zyx=(2, 2, 2))
+    recipe = replace(
+        setting.recipe,
+        augmentation=Augmentation(shift_mm=500, probability=1, noise_hu=0, offset_hu=0, gain=0),
+    )
+    batches = [make_batch(recipe, setting.cases, step) for step in range(10)]
+    assert any((batch.image == -1).all() and not batch.reference.any() for batch in batches)

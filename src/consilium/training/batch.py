@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from consilium.geometry.crop import Box, crop_or_pad
+from consilium.geometry.volume import Grid
 from consilium.inference.preprocess import to_channels
 from consilium.training.augment import Augmentation, Change, apply_change, choose_change, swap_sides
 from consilium.training.data import PreparedCase, unpack_structures
@@ -49,6 +50,7 @@ class BatchRecipe:
         mirror: Which structure each one becomes in a mirrored image; None if nothing may be mirrored.
         augmentation: Ranges of the random changes.
         seed: Of all randomness here.
+        focus: Per structure, how much it draws the middles of patches; empty: all alike.
     """
 
     structures: int
@@ -58,6 +60,7 @@ class BatchRecipe:
     mirror: tuple[int, ...] | None
     augmentation: Augmentation
     seed: int
+    focus: tuple[float, ...] = ()
 
 
 def make_batch(recipe: BatchRecipe, cases: Sequence[PreparedCase], step: int) -> Batch:
@@ -92,9 +95,9 @@ def _make_sample(
     if recipe.patch_zyx is None:
         middle: Triple = _middle(case.shape_zyx)
     else:
-        middle = _choose_middle(case, recipe.patch_zyx, rng)
+        middle = _choose_middle(case, recipe, recipe.patch_zyx, rng)
     spacing = case.grid.spacing_zyx_mm
-    box = _reach(change, middle, shape, spacing).clipped(case.shape_zyx)
+    box = _reach(change, middle, shape, case.grid)
     image = np.ascontiguousarray(crop_or_pad(case.image[box.slices()], _whole(box)))
     bits = case.bits[(slice(None), *box.slices())]
     local = tuple(m - s for m, s in zip(middle, box.start_zyx, strict=True))
@@ -112,13 +115,17 @@ def _make_sample(
     return to_channels(torch.from_numpy(new_image), recipe.windows), masks, known, case.case_id
 
 
-def _choose_middle(case: PreparedCase, patch_zyx: Shape, rng: np.random.Generator) -> Triple:
+def _choose_middle(
+    case: PreparedCase, recipe: BatchRecipe, patch_zyx: Shape, rng: np.random.Generator
+) -> Triple:
     """The middle of a patch: half of the time a voxel of a known structure, else anywhere inside."""
-    present = [points for points, known in zip(case.points, case.known, strict=True) if known and len(points)]
+    present = [s for s, points in enumerate(case.points) if case.known[s] and len(points)]
     foreground = rng.random() < FOREGROUND_SHARE
     drawn = rng.random(3)
     if present and foreground:
-        points = present[int(rng.integers(len(present)))]
+        focus = np.array([recipe.focus[s] if recipe.focus else 1.0 for s in present])
+        chosen = present[int(np.searchsorted(np.cumsum(focus), rng.random() * focus.sum(), side="right"))]
+        points = case.points[chosen]
         wanted = points[int(rng.integers(len(points)))].astype(float)
     else:
         wanted = drawn * (np.asarray(case.shape_zyx) - 1)
@@ -138,11 +145,13 @@ def _whole(box: Box) -> Box:
     return Box((0, 0, 0), box.shape_zyx)
 
 
-def _reach(change: Change, middle_zyx: Triple, shape_zyx: Shape, spacing_zyx_mm: Triple) -> Box:
-    """The box of voxels that a changed patch is interpolated from."""
-    spacing = np.asarray(spacing_zyx_mm)
+def _reach(change: Change, middle_zyx: Triple, shape_zyx: Shape, grid: Grid) -> Box:
+    """The box of voxels that a changed patch is interpolated from; at least one, wherever the patch lies."""
+    spacing = np.asarray(grid.spacing_zyx_mm)
     half = (np.asarray(shape_zyx) - 1) / 2 * spacing
     reach = (np.abs(change.linear) @ half) / spacing
     centre = np.asarray(middle_zyx) + np.asarray(change.shift_mm) / spacing
-    low, high = np.floor(centre - reach).astype(int) - 1, np.ceil(centre + reach).astype(int) + 2
+    size = np.asarray(grid.shape_zyx)
+    low = np.clip(np.floor(centre - reach).astype(int) - 1, 0, size - 1)
+    high = np.clip(np.ceil(centre + reach).astype(int) + 2, low + 1, size)
     return Box((int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2])))

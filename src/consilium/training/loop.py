@@ -82,7 +82,7 @@ def train(
         RunError: No training case, or a loss that is no number.
     """
     state = _start_or_resume(run, training, network)
-    recipe = recipe_of(run)
+    recipe = recipe_of(run, training)
     crops = replace(recipe, patch_zyx=run.plan.crop_zyx)
     per_epoch = steps_per_epoch(len(training), recipe.batch)
     clock = _Clock(state.elapsed_s)
@@ -113,8 +113,9 @@ def train(
         _tell(progress, run, state, clock.elapsed_s(), per_epoch)
 
 
-def recipe_of(run: Run) -> BatchRecipe:
-    """How the batches of a run are made."""
+def recipe_of(run: Run, training: Sequence[PreparedCase] = ()) -> BatchRecipe:
+    """How the batches of a run are made; patches look for structures that few training cases have."""
+    present = [sum(case.voxels[s] > 0 for case in training) for s in range(len(run.plan.structures))]
     return BatchRecipe(
         structures=len(run.plan.structures),
         windows=run.plan.preprocessing.windows,
@@ -123,6 +124,7 @@ def recipe_of(run: Run) -> BatchRecipe:
         mirror=run.plan.mirror,
         augmentation=run.config.augmentation,
         seed=run.config.seed,
+        focus=tuple(1.0 / max(1, int(count)) for count in present),
     )
 
 

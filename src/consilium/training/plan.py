@@ -10,7 +10,7 @@ from consilium.inference.preprocess import Preprocessing
 from consilium.networks.config import NetworkConfig
 from consilium.types import Shape
 
-CROP_SHARE = 0.6
+CROP_SHARE = 0.75
 """Part of a training on whole volumes that sees crops, where the plan has some."""
 
 
