@@ -14,11 +14,13 @@ from consilium.errors import ConfigurationError
 
 
 def review(
-    folder: Annotated[Path, typer.Argument(help="Dataset to look at.")],
+    folder: Annotated[Path, typer.Argument(help="Dataset, run, federation, output of contour or demo.")],
     port: Annotated[int, typer.Option(help="Of this machine; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
     """Look at contours, compare readers, correct, accept or reject, and export what was accepted.
+
+    Of a run or a federation it shows the curves while they grow; of a demo, everything that was made.
 
     The page is served on this machine only, to the browser that is given its address. Corrections become a
     new reader; nothing is overwritten. Ctrl-C ends it; every decision is on disk when the page says so.
@@ -26,9 +28,15 @@ def review(
     import uvicorn
 
     from consilium.review.app import build_app
+    from consilium.review.places import Kind, find_places
     from consilium.review.security import new_token
 
-    dataset = open_dataset(folder)
+    places = find_places(folder)
+    datasets = [open_dataset(place.folder) for place in places if place.kind is Kind.DATASET]
+    others = [place for place in places if place.kind is not Kind.DATASET]
+    dataset = datasets[0] if datasets else None
+    for left_out in datasets[1:]:
+        console.print(f"{left_out.folder.name} is another dataset: look at it alone.", markup=False)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -42,7 +50,7 @@ def review(
     console.print("Ctrl-C ends it.")
     if browser:
         webbrowser.open(address)
-    app = build_app(dataset, token=token, port=port, export=export_accepted)
+    app = build_app(dataset, token=token, port=port, export=export_accepted, places=others)
     config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False)
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -9,8 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 import consilium
+from consilium.pages.charts import Chart, chart_csv, chart_svg, legend
 
 CELL_DIGITS = 4
 
@@ -56,26 +58,38 @@ class Section:
     """A heading with blocks below it."""
 
     title: str
-    blocks: Sequence[Text | TableBlock | Figure] = field(default_factory=tuple)
+    blocks: Sequence[Text | TableBlock | Figure | Chart] = field(default_factory=tuple)
+
+
+def render_sections(sections: Sequence[Section]) -> Markup:
+    """The sections as HTML, to stand in a page that has ``page.css``."""
+    blocks = [(s, [(type(b).__name__, b) for b in s.blocks]) for s in sections]
+    return Markup(_template("sections.html").render(sections=blocks))
 
 
 def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     """The page as one HTML text that needs no other file and runs no script."""
+    return _template("page.html").render(
+        title=title,
+        subtitle=subtitle,
+        sections=[(section, None) for section in sections],
+        body=render_sections(sections),
+        style=(resources.files("consilium.pages") / "page.css").read_text(encoding="utf-8"),
+        version=consilium.__version__,
+    )
+
+
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = format_cell
     environment.filters["numeric"] = lambda value: isinstance(value, int | float)
     environment.filters["csv_link"] = lambda table: _data_uri(table_csv(table).encode(), "text/csv")
     environment.filters["text_link"] = lambda text: _data_uri(text.encode(), "text/csv")
+    environment.filters["chart_link"] = lambda chart: _data_uri(chart_csv(chart).encode(), "text/csv")
     environment.filters["png_link"] = lambda png: _data_uri(png, "image/png")
-    folder = resources.files("consilium.pages")
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
-    return template.render(
-        title=title,
-        subtitle=subtitle,
-        sections=[(s, [(type(b).__name__, b) for b in s.blocks]) for s in sections],
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        version=consilium.__version__,
-    )
+    environment.filters["svg"] = lambda chart: Markup(chart_svg(chart))
+    environment.filters["legend"] = legend
+    return environment.from_string((resources.files("consilium.pages") / name).read_text(encoding="utf-8"))
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section], *, subtitle: str = "") -> None:

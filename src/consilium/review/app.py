@@ -1,8 +1,9 @@
 """The page's routes: a list of cases, one case, its slices and masks, decisions and export."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 import consilium
@@ -21,10 +22,12 @@ from consilium.cases.case import Case, State
 from consilium.cases.dataset import Dataset
 from consilium.errors import ConsiliumError, DataError
 from consilium.geometry.crop import Box
+from consilium.pages.page import render_sections
 from consilium.pages.pictures import COLOURS
 from consilium.review.attention import Attention
 from consilium.review.corrections import add_correction
 from consilium.review.images import Images
+from consilium.review.places import Place
 from consilium.review.security import Guard
 from consilium.review.store import Decision, DecisionConflict, DecisionStore, Recorded, Verdict
 from consilium.review.thumbnails import thumbnail_png
@@ -44,7 +47,6 @@ class Desk:
     images: Images
     attention: Attention
     export: Export
-    templates: jinja2.Environment
 
     def case(self, request: Request) -> Case:
         """The case named in the address; only those of this dataset exist."""
@@ -54,26 +56,27 @@ class Desk:
         return self.dataset.case(case_id)
 
 
-def build_app(dataset: Dataset, *, token: str, port: int, export: Export) -> Starlette:
-    """The application for one dataset, guarded by `Guard`."""
+def build_app(
+    dataset: Dataset | None, *, token: str, port: int, export: Export, places: Sequence[Place] = ()
+) -> Starlette:
+    """The application for a dataset, other places to look at, or both; guarded by `Guard`.
+
+    Args:
+        dataset: Whose contours are decided about; None: there are only places.
+        token: From `consilium.review.security.new_token`.
+        port: Served on 127.0.0.1.
+        export: Writes what was accepted.
+        places: Runs, federations and contoured images with a page each.
+    """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("consilium.review"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     templates.globals["version"] = consilium.__version__
-    images = Images(dataset)
-    desk = Desk(
-        dataset=dataset,
-        store=DecisionStore(dataset.folder / "review" / "decisions.sqlite"),
-        images=images,
-        attention=Attention(dataset, look_at=images.open),
-        export=export,
-        templates=templates,
-    )
-    desk.attention.start()
     app = Starlette(
         routes=[
             Route("/", _list_page),
             Route("/static/{name}", _static),
+            Route("/look/{number:int}", _look),
             Route("/case/{case_id}", _case_page),
             Route("/case/{case_id}/thumbnail.png", _thumbnail),
             Route("/case/{case_id}/slice/{plane}/{index:int}", _slice),
@@ -86,16 +89,63 @@ def build_app(dataset: Dataset, *, token: str, port: int, export: Export) -> Sta
         middleware=[Middleware(Guard, token=token, port=port)],
         exception_handlers={ConsiliumError: _refused, HTTPException: _http_error},
     )
-    app.state.desk = desk
+    app.state.templates, app.state.places = templates, tuple(places)
+    app.state.desk = None if dataset is None else _open_desk(dataset, export)
     return app
 
 
-def _desk(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
+def _open_desk(dataset: Dataset, export: Export) -> Desk:
+    images = Images(dataset)
+    desk = Desk(
+        dataset=dataset,
+        store=DecisionStore(dataset.folder / "review" / "decisions.sqlite"),
+        images=images,
+        attention=Attention(dataset, look_at=images.open),
+        export=export,
+    )
+    desk.attention.start()
     return desk
 
 
+def _desk(request: Request) -> Desk:
+    desk: Desk | None = request.app.state.desk
+    if desk is None:
+        raise HTTPException(404, "cases: there is no dataset among what is shown.")
+    return desk
+
+
+def _render(request: Request, name: str, **values: Any) -> str:
+    template = request.app.state.templates.get_template(name)
+    shown = {"places": request.app.state.places, "with_cases": request.app.state.desk is not None}
+    text: str = template.render(**shown, **values)
+    return text
+
+
+async def _look(request: Request) -> Response:
+    return HTMLResponse(await run_in_threadpool(_render_look, request))
+
+
+def _render_look(request: Request) -> str:
+    number, places = request.path_params["number"], request.app.state.places
+    if number >= len(places):
+        raise HTTPException(404, "place: must be one of those shown; there is none of this number.")
+    place = places[number]
+    sections = place.sections()
+    now = datetime.now().astimezone().strftime("%H:%M:%S")
+    return _render(
+        request,
+        "look.html",
+        place=place,
+        number=number,
+        sections=sections,
+        body=render_sections(sections),
+        now=now,
+    )
+
+
 async def _list_page(request: Request) -> Response:
+    if request.app.state.desk is None:
+        return RedirectResponse("/look/0", 303)
     return HTMLResponse(await run_in_threadpool(_render_list, request))
 
 
@@ -122,8 +172,7 @@ def _render_list(request: Request) -> str:
         "decided": lambda row: (row["decided"], -row["score"]),
     }
     rows.sort(key=keys.get(order, keys["attention"]))
-    template = desk.templates.get_template("list.html")
-    return template.render(rows=rows, order=order, structures=desk.dataset.structures)
+    return _render(request, "list.html", rows=rows, order=order, structures=desk.dataset.structures)
 
 
 async def _case_page(request: Request) -> Response:
@@ -138,9 +187,10 @@ def _render_case(request: Request) -> str:
     record = case_record(case, desk.store.latest(case.case_id))
     record["next"] = ids[(here + 1) % len(ids)]
     record["previous"] = ids[here - 1]
-    template = desk.templates.get_template("case.html")
     reasons = desk.attention.reasons(case.case_id) or []
-    return template.render(case=case, record=record, number=here + 1, total=len(ids), reasons=reasons)
+    return _render(
+        request, "case.html", case=case, record=record, number=here + 1, total=len(ids), reasons=reasons
+    )
 
 
 def case_record(case: Case, latest: dict[str, Recorded]) -> dict[str, Any]:

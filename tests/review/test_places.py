@@ -1,0 +1,140 @@
+"""Runs, federations and contoured images on the page: what is said is what their files say."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from consilium.cases.dataset import create_dataset, open_dataset
+from consilium.cases.nifti import write_nifti
+from consilium.errors import DataError
+from consilium.geometry.affine import Affine
+from consilium.geometry.volume import Grid, Volume
+from consilium.pages.page import Section, TableBlock
+from consilium.review.app import build_app
+from consilium.review.federation_page import site_lines
+from consilium.review.places import Kind, find_places
+from consilium.review.run_page import run_sections, say_duration, seconds_left
+from tests.cases.drafts import draft
+from tests.review.folders import NAMES, event, write_contoured, write_federation, write_run
+
+PORT, TOKEN = 8124, "t" * 43
+
+
+@contextmanager
+def looking_at(folder: Path) -> Iterator[TestClient]:
+    places = find_places(folder)
+    datasets = [p for p in places if p.kind is Kind.DATASET]
+    app = build_app(
+        open_dataset(datasets[0].folder) if datasets else None,
+        token=TOKEN,
+        port=PORT,
+        export=lambda *_: Path("out.dcm"),
+        places=[p for p in places if p.kind is not Kind.DATASET],
+    )
+    with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
+        assert client.get(f"/?token={TOKEN}").status_code == 200
+        yield client
+
+
+def rows_of(sections: list[Section], title: str) -> list[tuple[object, ...]]:
+    tables = [b for s in sections for b in s.blocks if isinstance(b, TableBlock) and b.title == title]
+    return [tuple(row) for row in tables[0].rows]
+
+
+def test_a_run_says_how_far_it_is_and_how_long_it_will_take(tmp_path: Path) -> None:
+    now = dict(rows_of(run_sections(write_run(tmp_path / "run")), "Now"))
+    assert now["steps"] == 50
+    assert now["time left"] == "5 min"
+    assert now["mean validation Dice, kept"] == 0.4
+    assert now["kept at step"] == 40
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"),
+    [({"minutes": 3}, 120.0), ({"steps": 40}, 180.0), ({"epochs": 2}, 60.0), ({"minutes": 0.5}, 0.0)],
+)
+def test_the_time_left_follows_from_the_budget(budget: dict[str, float], left: float) -> None:
+    assert seconds_left(budget, {"elapsed_s": 60.0, "step": 10, "epoch": 1.0}) == left
+
+
+def test_an_unknown_time_is_called_so() -> None:
+    assert say_duration(seconds_left({}, {"elapsed_s": 1.0})) == "unknown"
+
+
+def test_a_run_shows_every_structure_escaped_with_its_numbers(tmp_path: Path) -> None:
+    with looking_at(write_run(tmp_path / "run")) as client:
+        page = client.get("/").text
+        assert client.get("/case/case-a").status_code == 404
+    assert "Rectum &amp; &lt;b&gt;" in page
+    assert "<b>" not in page
+    for name in NAMES[2:]:
+        assert name in page
+    assert page.count("data:text/csv") >= 6
+    assert "style=" not in page
+    assert not re.search(r"<script(?![^>]* src=)", page), "no script stands in the page itself"
+
+
+def test_a_run_without_any_validation_has_a_page(tmp_path: Path) -> None:
+    with looking_at(write_run(tmp_path / "run", validations=0)) as client:
+        assert "No validation yet" in client.get("/look/0").text
+
+
+def test_who_is_here_and_who_is_late(tmp_path: Path) -> None:
+    with looking_at(write_federation(tmp_path / "federation")) as client:
+        page = client.get("/").text
+    assert "must be &lt;finite&gt;" in page
+    for name, now in [("east", "counted"), ("north", "late"), ("south", "refused")]:
+        assert re.search(rf"<td>{name}</td><td>{now}</td>", page), name
+
+
+def test_a_round_that_was_opened_again_counts_once() -> None:
+    events = [
+        event("opened", 0),
+        event("accepted", 0, site="east"),
+        event("opened", 0),
+        event("accepted", 0, site="north"),
+    ]
+    lines = {line.name: line for line in site_lines(["east", "north"], events, {})}
+    assert (lines["east"].rounds_counted, lines["north"].rounds_counted) == (0, 1)
+    assert (lines["east"].now, lines["north"].now) == ("not heard of", "counted")
+
+
+def test_contours_in_doubt_come_first_and_missing_ones_are_marked(tmp_path: Path) -> None:
+    folder = write_contoured(tmp_path / "contoured")
+    grid = Grid((4, 6, 8), Affine.from_spacing((3.0, 1.0, 1.0)))
+    mask = np.zeros(grid.shape_zyx, dtype=bool)
+    mask[1:3, 2:4, 2:6] = True
+    write_nifti(folder / "Bladder.nii.gz", Volume(mask, grid))
+    with looking_at(folder) as client:
+        page = client.get("/").text
+    assert re.search(r'<tr class="flagged"><td>Rectum</td>', page)
+    assert "data:image/png" in page
+
+
+def test_a_demo_folder_shows_its_dataset_and_the_rest(tmp_path: Path) -> None:
+    create_dataset(tmp_path / "dataset").add(draft())
+    write_run(tmp_path / "run")
+    write_contoured(tmp_path / "contoured")
+    (tmp_path / "notes").mkdir()
+    with looking_at(tmp_path) as client:
+        cases = client.get("/").text
+        assert 'href="/look/0">contoured' in cases
+        assert 'href="/look/1">run' in cases
+        assert 'href="/">cases' in client.get("/look/1").text
+        assert client.get("/look/2").status_code == 404
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be a dataset, a run"):
+        find_places(tmp_path)
+
+
+def test_a_dataset_without_cases_has_a_page(tmp_path: Path) -> None:
+    create_dataset(tmp_path / "dataset")
+    with looking_at(tmp_path / "dataset") as client:
+        assert "has no case yet" in client.get("/").text
