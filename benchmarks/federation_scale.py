@@ -29,7 +29,7 @@ MODEL = {"w": np.linspace(-1, 1, 2_000_000, dtype=np.float32)}
 class Forgetful(MemoryStore):
     """A site's memory that keeps no update: its share of this process's memory is nothing."""
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         """Keep small things."""
         if not name.startswith("update"):
             super().write(name, content)

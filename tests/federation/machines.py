@@ -96,6 +96,7 @@ class Machines:
             "PYTHONPATH": str(REPOSITORY),
             "CONSILIUM_TEST_SECONDS": str(self.seconds),
             "HOME": str(self.folder / name),
+            "MALLOC_ARENA_MAX": "2",
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(

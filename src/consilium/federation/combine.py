@@ -132,13 +132,14 @@ class Collection:
         self.metrics[accepted.site] = accepted.metrics
 
     def means(self) -> Iterator[tuple[str, Array]]:
-        """(prefixed name, array): the means of the parameters, then of the changes of control variates."""
-        pairs = self._sum.means() if self._sum is not None else self._merge()
-        for name, array in pairs:
-            yield PARAMETERS + name, array
+        """(prefixed name, array): the means of the changes of control variates, then of the parameters."""
+        # In order of name, so that the digest is made while they are written.
         if self._control is not None:
             for name, array in self._control.means():
                 yield CONTROL + name, array
+        pairs = self._sum.means() if self._sum is not None else self._merge()
+        for name, array in pairs:
+            yield PARAMETERS + name, array
 
     def drop(self) -> None:
         """Remove what was kept of single updates."""

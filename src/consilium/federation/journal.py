@@ -7,7 +7,7 @@ round is collected, the means; all of them safetensors, written before they are 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from consilium.errors import FederationError
 from consilium.federation.audit import AuditLog
 from consilium.federation.durable import remove_leftovers, write_durably
-from consilium.federation.parameters import Schema, compute_digest
+from consilium.federation.parameters import RunningDigest, Schema, compute_digest
 from consilium.federation.tensors import Tensors, write_tensors
 from consilium.types import Array
 
@@ -92,14 +92,23 @@ class Journal:
             FederationError: If they cannot be written, e.g. on a full disk; the state is as before.
         """
         name = f"{kind}-{number:06d}.safetensors"
+        running = RunningDigest()
+
+        def passing() -> Iterator[tuple[str, Array]]:
+            for array_name, array in arrays:
+                running.add(array_name, array)
+                yield array_name, array
+
         try:
-            write_tensors(self.folder / name, schema, arrays)
+            write_tensors(self.folder / name, schema, passing())
         except OSError as fault:
             raise FederationError(
                 f"journal {self.folder.name}: {name} could not be written ({fault.strerror}). Free space "
                 "there and "
                 "resume: nothing that was committed is lost."
             ) from fault
+        if running.in_order:
+            return name, running.hexdigest()
         return name, compute_digest(Tensors(self.folder / name))
 
     def open_round(self) -> State:

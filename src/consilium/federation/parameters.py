@@ -134,13 +134,31 @@ def compute_digest(parameters: Mapping[str, Array]) -> str:
 
     Equal content gives equal digests on every machine; -0.0 and 0.0 differ.
     """
-    content = hashlib.sha256()
+    running = RunningDigest()
     for name in sorted(parameters):
-        array = np.ascontiguousarray(parameters[name]).reshape(parameters[name].shape)
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        content.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        content.update(little.reshape(-1).view(np.uint8).data)
-    return content.hexdigest()
+        running.add(name, parameters[name])
+    return running.hexdigest()
+
+
+class RunningDigest:
+    """`compute_digest` of arrays that are seen once, in order of name."""
+
+    def __init__(self) -> None:
+        self._content = hashlib.sha256()
+        self._last = ""
+        self.in_order = True
+
+    def add(self, name: str, array: Array) -> None:
+        """See one array; ``in_order`` tells whether all names came in order so far."""
+        self.in_order = self.in_order and name > self._last
+        self._last = name
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        self._content.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        self._content.update(little.reshape(-1).view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """The digest of what was seen; only meaningful while ``in_order``."""
+        return self._content.hexdigest()
 
 
 def split_local(parameters: Mapping[str, Array], patterns: Iterable[str]) -> tuple[Parameters, Parameters]:

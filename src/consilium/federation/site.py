@@ -122,13 +122,14 @@ class Site:
         if self._refused[0] == f"{number} {base_digest}":
             return Step("waiting", f"round {number} refused this site's update: {self._refused[1]}")
         name = f"update-{number:06d}-{base_digest[:16]}"
-        content = self._store.read(name)
+        content = self._load_update(name)
         if content is None:
             tensors = self._fetch_model(answer)
             if tensors is None:
                 return Step("waiting", f"the model of round {number} is on its way")
             content = self._train(tensors, answer)
-            self._store.write(name, content)
+            # Not synced: a power cut may tear it; its digest tells, and training repeats the same bits.
+            self._store.write(name, hashlib.sha256(content).digest() + content, durable=False)
             self._forget_before(int(answer["last_counted"]), name)
         return self._send(content, number)
 
@@ -228,6 +229,12 @@ class Site:
         """What the site kept after the last round its update counted in; empty before the first."""
         content = self._store.read(f"state-{last_counted:06d}") if last_counted >= 0 else None
         return {} if content is None else {n: np.array(a) for n, a in Group(Tensors(content), prefix).items()}
+
+    def _load_update(self, name: str) -> bytes | None:
+        stored = self._store.read(name)
+        if stored is None or hashlib.sha256(memoryview(stored)[32:]).digest() != stored[:32]:
+            return None
+        return stored[32:]
 
     def _forget_before(self, last_counted: int, current: str) -> None:
         for name in self._store.list_names():

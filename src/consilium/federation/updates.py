@@ -67,6 +67,8 @@ class AcceptedUpdate:
 
     def read(self, name: str) -> Array:
         """One array of the model this update stands for, scaled towards the base if it was too far."""
+        if self.scale == 1.0 and self.update.header.content == "parameters":
+            return self.update.tensors[PARAMETERS + name]
         base = self.opened.base[name]
         values = read_parameter(self.update, name, base)
         if self.scale < 1.0:
@@ -192,10 +194,17 @@ def _check_weights(
     return weight, structure_weights, header.weight > cap
 
 
-def sum_of_squares(values: Array) -> float:
-    """Of float64 values, block by block; the order of the terms is fixed."""
+def sum_of_squares(values: Array, base: Array | None = None) -> float:
+    """Of ``values - base`` in float64, block by block: in little memory, and with one order of the terms."""
     flat = values.reshape(-1)
-    return math.fsum(float(np.sum(np.square(flat[i : i + BLOCK]))) for i in range(0, flat.size, BLOCK))
+    centre = None if base is None else base.reshape(-1)
+    total = 0.0
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK].astype(np.float64)
+        if centre is not None:
+            block -= centre[start : start + BLOCK]
+        total += float(np.sum(np.square(block, out=block)))
+    return total
 
 
 def measure_change(update: Update, opened: OpenRound) -> tuple[float, float]:
@@ -204,13 +213,9 @@ def measure_change(update: Update, opened: OpenRound) -> tuple[float, float]:
     # A hostile value may overflow on the way; the result is then infinite and is refused.
     with np.errstate(over="ignore", invalid="ignore"):
         for name in opened.schema:
-            base = opened.base[name]
-            values = update.tensors[PARAMETERS + name].astype(np.float64)
-            change = values if update.header.content == "change" else values - base
-            squares += sum_of_squares(change)
+            base = None if update.header.content == "change" else opened.base[name]
+            squares += sum_of_squares(update.tensors[PARAMETERS + name], base)
             if opened.control:
-                control = update.tensors[CONTROL + name].astype(np.float64)
-                control_squares += sum_of_squares(control)
-    return math.sqrt(squares) if squares >= 0 else math.nan, math.sqrt(
-        control_squares
-    ) if control_squares >= 0 else math.nan
+                control_squares += sum_of_squares(update.tensors[CONTROL + name])
+    lengths = [math.sqrt(s) if s >= 0 else math.nan for s in (squares, control_squares)]
+    return lengths[0], lengths[1]

@@ -37,6 +37,7 @@ class _Upload:
     digest: str
     place: Path | None
     content: bytearray = field(default_factory=bytearray)
+    running: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     received: int = 0
     whole: bool = False
 
@@ -48,14 +49,12 @@ class _Upload:
             with self.place.open("r+b" if self.received else "wb") as file:
                 file.seek(self.received)
                 file.write(body)
+        self.running.update(body)
         self.received += len(body)
 
     def has_digest(self) -> bool:
         """Whether what arrived is what was offered."""
-        if self.place is None:
-            return hashlib.sha256(self.content).hexdigest() == self.digest
-        with self.place.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.digest
+        return self.running.hexdigest() == self.digest
 
     def discard(self) -> None:
         """Remove what was stored."""

@@ -80,7 +80,8 @@ def supervise_site(command: list[str], folder: Path, say: Callable[[str], None])
 
 
 def _spawn(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"HOME": str((folder / "flare").resolve())}
+    # Each of FLARE's threads would otherwise keep freed memory in an arena of its own.
+    environment = os.environ | {"HOME": str((folder / "flare").resolve()), "MALLOC_ARENA_MAX": "2"}
     (folder / "flare").mkdir(exist_ok=True)
     with (folder / "flare.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
