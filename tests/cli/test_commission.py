@@ -60,4 +60,4 @@ def test_the_report_is_written_and_says_whether_it_passed(
     assert record["checks"][0]["shape"] == "sphere"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Signature" in page
-    assert commission_checks.MIN_DICE == record["limits"]["min_dice"]
+    assert record["limits"]["min_dice"] == commission_checks.MIN_DICE

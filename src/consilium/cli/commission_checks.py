@@ -124,7 +124,7 @@ def check_grid(name: str, grid: Grid, scratch: Path) -> list[Row]:
     path = scratch / "planning.dcm"
     write_structures(path, given, grid, identity, instances=instances, decimals=4)
     masks = _import(path, grid, identity, list(instances.values()))
-    truth = _independent(path, grid, union=False)
+    truth = _independent(_read_plainly(path)[0], grid, union=False)
     paper = {shape.name: shape.contoured_volume_cm3(grid) for shape in shapes()}
     for axis, line in enumerate(LINES):
         masks[line] = truth[line] = line_mask(grid, axis)
@@ -157,7 +157,7 @@ def check_lost_slices(scratch: Path) -> list[Row]:
     for name, mask in masks.items():
         if int(mask.any(axis=(1, 2)).sum()) != count[name]:
             masks[name] = np.zeros_like(mask)
-    truth = _independent(folder / "rtstruct.dcm", plan.grid, union=False)
+    truth = _independent(_read_plainly(folder / "rtstruct.dcm")[0], plan.grid, union=False)
     paper = {shape.name: shape.contoured_volume_cm3(whole, LOST_SLICES) for shape in shapes()}
     reference = SeriesReference(
         patient={"PatientName": "Phantom^Commission", "PatientID": "COMMISSION"},
@@ -190,12 +190,12 @@ def _rows(
     export_rtstruct(
         trip.path, rois_from_masks(masks.items(), grid), grid, trip.reference, algorithm=ALGORITHM
     )
+    contours, longest = _read_plainly(trip.path)
     back = [
         _import(trip.path, grid, trip.identity, [uid for uid, _ in trip.reference.slices]),
-        _independent(trip.path, grid, union=False),
-        _independent(trip.path, grid, union=True),
+        _independent(contours, grid, union=False),
+        _independent(contours, grid, union=True),
     ]
-    points, longest = _written(trip.path)
     rows = []
     for shape, mask in masks.items():
         volume = np.count_nonzero(mask) * grid.voxel_volume_cm3
@@ -208,7 +208,7 @@ def _rows(
                 volume_error=volume / paper[shape] - 1 if paper[shape] > SIGNIFICANT_CM3 else None,
                 dice=_dice(mask, truth[shape]),
                 round_trip_dice=min(_dice(mask, masks_back[shape]) for masks_back in back),
-                fewest_points=points[shape],
+                fewest_points=min((len(points) for points in contours[shape]), default=0),
                 longest_string=longest,
             )
         )
@@ -239,17 +239,14 @@ def _import(path: Path, grid: Grid, identity: SeriesIdentity, sop_uids: Sequence
     }
 
 
-def _independent(path: Path, grid: Grid, *, union: bool) -> dict[str, Mask]:
-    """Point in polygon at voxel centres by pydicom and matplotlib, sharing no code with the importer."""
-    dataset = pydicom.dcmread(path)
-    names = {roi.ROINumber: str(roi.ROIName) for roi in dataset.StructureSetROISequence}
+def _independent(contours: Mapping[str, Sequence[FloatArray]], grid: Grid, *, union: bool) -> dict[str, Mask]:
+    """Point in polygon at voxel centres by matplotlib, sharing no code with the importer."""
     inverse = np.linalg.inv(grid.affine.matrix)
     _, ny, nx = grid.shape_zyx
     masks = {}
-    for item in dataset.ROIContourSequence:
+    for name, polygons in contours.items():
         mask = np.zeros(grid.shape_zyx, dtype=bool)
-        for contour in item.get("ContourSequence", []):
-            points = np.array([float(v) for v in contour.ContourData]).reshape(-1, 3)
+        for points in polygons:
             index = np.c_[points, np.ones(len(points))] @ inverse.T
             z = int(np.rint(index[:, 0].mean()))
             low = np.clip(np.floor(index[:, 1:3].min(axis=0)), 0, (ny, nx)).astype(int)
@@ -261,23 +258,23 @@ def _independent(path: Path, grid: Grid, *, union: bool) -> dict[str, Mask]:
                 PolygonPath(index[:, 1:3]).contains_points(centres).reshape(y.shape)
             )
             mask[z] = mask[z] | inside if union else mask[z] ^ inside
-        masks[names[item.ReferencedROINumber]] = mask
+        masks[name] = mask
     return masks
 
 
-def _written(path: Path) -> tuple[dict[str, int], int]:
-    """Fewest points of a contour of each structure, and bytes of the longest decimal string."""
+def _read_plainly(path: Path) -> tuple[dict[str, list[FloatArray]], int]:
+    """Contours of each structure by plain pydicom, and bytes of the longest decimal string."""
     dataset = pydicom.dcmread(path)
     names = {roi.ROINumber: str(roi.ROIName) for roi in dataset.StructureSetROISequence}
-    fewest: dict[str, int] = {}
+    contours: dict[str, list[FloatArray]] = {}
     longest = 0
     for item in dataset.ROIContourSequence:
-        contours = item.get("ContourSequence", [])
-        fewest[names[item.ReferencedROINumber]] = min((len(c.ContourData) // 3 for c in contours), default=0)
-        for contour in contours:
-            raw = [getattr(v, "original_string", None) or str(v) for v in contour.ContourData]
-            longest = max(longest, *map(len, raw))
-    return fewest, longest
+        found = contours.setdefault(names[item.ReferencedROINumber], [])
+        for contour in item.get("ContourSequence", []):
+            raw = contour.get_item("ContourData").value
+            longest = max(longest, *(len(text) for text in raw.rstrip(b" ").split(b"\\")))
+            found.append(np.array([float(v) for v in contour.ContourData]).reshape(-1, 3))
+    return contours, longest
 
 
 def _dice(a: Mask, b: Mask) -> float:

@@ -11,7 +11,7 @@ from consilium.geometry.contours import slice_distance_mm
 from consilium.geometry.volume import Grid
 from consilium.types import FloatArray, Mask
 
-POINTS = 180
+POINTS = 96
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Shape:
         return sum(self.area_mm2(_height_mm(grid, z)) for z in kept) * step / 1000
 
     def polygons(self, grid: Grid) -> list[FloatArray]:
-        """Outlines on every slice, (180, 3) in LPS mm, each with exactly the area of its circle."""
+        """Outlines on every slice, (96, 3) in LPS mm, each with exactly the area of its circle."""
         angle = 2 * np.pi * np.arange(POINTS) / POINTS
         to_equal_area = 1 / np.sqrt(POINTS / (2 * np.pi) * np.sin(2 * np.pi / POINTS))
         found = []
