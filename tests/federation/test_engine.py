@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("nvflare", reason="needs nvflare: pip install 'consilium[federation]'")
 
+from consilium.federation.engine.supervise import REFUSED
 from consilium.federation.parameters import compute_digest
 from consilium.federation.settings import FederationSettings
 from consilium.federation.simulation import simulate
@@ -138,7 +139,7 @@ def test_a_federation_that_a_site_did_not_approve_is_not_trained_for(machines: M
     file.write_text(file.read_text().replace(machines.settings.digest[:16], "0" * 16))
     machines.start_all()
     machines.wait("coordinator", "site-0", "site-2")
-    assert machines.processes["site-1"].wait(5) == 1
+    assert machines.processes["site-1"].wait(5) == REFUSED
     assert "approved must be the digest" in machines.read_log("site-1")
 
 

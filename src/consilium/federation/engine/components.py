@@ -12,6 +12,7 @@ from nvflare.apis.fl_context import FLContext
 
 from consilium.errors import ConsiliumError
 from consilium.federation.engine.cells import CellCarrier, answer_frames
+from consilium.federation.engine.supervise import REFUSED
 from consilium.federation.service import CoordinatorFolder, take_part
 from consilium.federation.site import Step
 
@@ -67,6 +68,7 @@ def _start(work: Callable[[], object]) -> None:
             code = 0
         except ConsiliumError as fault:
             LOG.error("%s", fault)
+            code = REFUSED
         finally:
             # FLARE's threads do not end with ours. Everything of value is on disk already, so the process
             # just ends.

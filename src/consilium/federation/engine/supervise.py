@@ -11,6 +11,13 @@ from consilium.errors import FederationError
 from consilium.federation.events import RoundEvent, Watch
 
 STALLED_S = 60.0
+RESTART_S = 5.0
+REFUSED = 3
+"""Exit code of a process whose site or coordinator refused to go on: starting it again would not help."""
+
+MARK = " - federation - "
+ERROR = MARK + "ERROR - "
+"""How a line of ours begins in FLARE's log."""
 
 
 def supervise_coordinator(
@@ -57,26 +64,37 @@ def supervise_coordinator(
 
 
 def supervise_site(command: list[str], folder: Path, say: Callable[[str], None]) -> None:
-    """Run a hospital's process to its end.
+    """Run a hospital's process until the federation ends; start it again when FLARE gave up on a long outage.
 
     Raises:
-        FederationError: If it ended before the federation did.
+        FederationError: If the site itself refused to go on, with its reason.
     """
+    while (code := _run_site_once(command, folder, say)) not in (0, REFUSED):
+        say(f"the transport ended ({code}); it is started again in {RESTART_S:.0f} s")
+        time.sleep(RESTART_S)
+    if code:
+        lines = (folder / "flare.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        reasons = [line.partition(ERROR)[2] for line in lines if ERROR in line]
+        raise FederationError(f"site: {reasons[-1] if reasons else 'it refused to go on; see flare.log'}")
+
+
+def _run_site_once(command: list[str], folder: Path, say: Callable[[str], None]) -> int:
+    start = (folder / "flare.log").stat().st_size if (folder / "flare.log").is_file() else 0
     process = _spawn(command, folder)
     try:
         with (folder / "flare.log").open(encoding="utf-8", errors="replace") as log:
-            log.seek(0, os.SEEK_END)
-            while process.poll() is None:
+            log.seek(start)
+            while True:
+                code = process.poll()
                 for line in log:
-                    _, found, text = line.partition("consilium.federation - ")
+                    _, found, text = line.partition(MARK)
                     if found:
-                        say(text.strip())
+                        say(text.partition(" - ")[2].strip())
+                if code is not None:
+                    return code
                 time.sleep(0.2)
     finally:
         _end(process)
-    if process.returncode:
-        tail = (folder / "flare.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        raise FederationError(f"site: its process ended before the federation did. {' '.join(tail)}")
 
 
 def _spawn(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
