@@ -73,7 +73,9 @@ def chart_svg(chart: Chart) -> str:
     for name, at in chart.marks.items():
         place = _across(at, xs)
         parts.append(f'<line class="mark" x1="{place}" x2="{place}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text x="{place + 3:.1f}" y="{TOP + 9}">{escape(name)}</text>')
+        late = place > WIDTH / 2
+        side = f'class="end" x="{place - 3:.1f}"' if late else f'x="{place + 3:.1f}"'
+        parts.append(f'<text {side} y="{TOP + 9}">{escape(name)}</text>')
     for number, (x, y) in enumerate(chart.curves.values()):
         for piece in _pieces(x, y):
             path = " ".join(f"{_across(a, xs)},{_down(b, ys)}" for a, b in piece)
@@ -138,6 +140,8 @@ def _axes(chart: Chart, xs: tuple[float, float], ys: tuple[float, float]) -> Ite
 def _ticks(limits: tuple[float, float]) -> list[float]:
     low, high = limits
     rough = (high - low) / TICKS
+    if low == int(low) and high == int(high) and high - low > 1:
+        rough = max(1.0, rough)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough)
     first = math.ceil(low / step - 1e-9)

@@ -83,6 +83,7 @@ def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = format_cell
     environment.filters["numeric"] = lambda value: isinstance(value, int | float)
+    environment.filters["number_columns"] = _number_columns
     environment.filters["csv_link"] = lambda table: _data_uri(table_csv(table).encode(), "text/csv")
     environment.filters["text_link"] = lambda text: _data_uri(text.encode(), "text/csv")
     environment.filters["chart_link"] = lambda chart: _data_uri(chart_csv(chart).encode(), "text/csv")
@@ -115,6 +116,15 @@ def format_cell(value: object) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.{CELL_DIGITS}g}"
     return str(value)
+
+
+def _number_columns(table: TableBlock) -> set[int]:
+    """Columns without a word, which align to the right."""
+    return {
+        k
+        for k in range(len(table.columns))
+        if not any(isinstance(row[k], str) and row[k] for row in table.rows)
+    }
 
 
 def _defused(cell: object) -> object:

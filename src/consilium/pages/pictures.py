@@ -10,7 +10,10 @@ from matplotlib.figure import Figure as MplFigure
 
 from consilium.types import Array, Mask
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#fabed4")
+COLOURS = (
+    *("#e6194b", "#3cb44b", "#6f8cff", "#f58231", "#c86bff", "#42d4f4", "#f032e6", "#bfef45", "#fabed4"),
+    *("#ffe119", "#469990", "#dcbeff", "#b07a3c", "#fffac8", "#d0453a", "#aaffc3", "#9a9a24", "#ffd8b1"),
+)
 """One per structure, in order; told apart on grey by hue and lightness."""
 
 SOFT_TISSUE_HU = (-160.0, 240.0)

@@ -75,7 +75,7 @@ async function loadVisible() {
 }
 
 function showSources() {
-  const list = $("sources");
+  const list = $("sources"), scrolled = list.scrollTop;
   list.replaceChildren(...view.sources.map((source) => {
     const row = document.createElement("div");
     row.className = "source" + (source === view.selected ? " selected" : "");
@@ -98,6 +98,7 @@ function showSources() {
     row.addEventListener("click", () => select(source));
     return row;
   }));
+  list.scrollTop = scrolled;
   for (const id of ["first", "second"]) {
     const before = $(id).value;
     $(id).replaceChildren(...view.sources.map((s, i) => new Option(`${s.structure} · ${s.reader}`, i)));
@@ -113,6 +114,7 @@ async function select(source) {
   since = performance.now();
   hiddenMs = 0;
   showSources();
+  document.querySelector(".source.selected")?.scrollIntoView({ block: "nearest" });
   await guarded(() => load(source));
   const { start, stop } = source.mask ?? {};
   if (start && source.mask.bytes.length) view.position = start.map((s, k) => Math.floor((s + stop[k] - 1) / 2));
