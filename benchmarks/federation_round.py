@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--sizes", default="", help="e.g. 20x3,100x3,100x10")
+    parser.add_argument("--rounds", type=int, default=0, help="from 2")
     arguments = parser.parse_args()
     if os.geteuid() == 0 and not arguments.isolated:
         inner = f"ip link set lo up && exec {sys.executable} {' '.join(sys.argv)} --isolated"
@@ -157,7 +158,7 @@ def main() -> None:
     ours, stock = {}, {}
     for size in sizes.split(","):
         megabytes, count = map(int, size.split("x"))
-        rounds = 4 if arguments.quick else 5
+        rounds = arguments.rounds or (4 if arguments.quick else 5)
         with tempfile.TemporaryDirectory() as folder:
             ours[size] = run_ours(megabytes, count, rounds, Path(folder) / "ours")
             print(size, {name: round(value, 3) for name, value in ours[size].items()}, flush=True)
