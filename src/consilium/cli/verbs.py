@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "contour": "consilium.cli.contour:contour",
     "export": "consilium.cli.exporting:export",
     "review": "consilium.cli.review:review",
+    "report": "consilium.cli.report:report",
     "validate": "consilium.cli.validate:validate",
     "names": "consilium.cli.names:names",
     "study": "consilium.cli.study:study",

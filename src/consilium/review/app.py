@@ -232,7 +232,7 @@ async def _static(request: Request) -> Response:
 
 async def _thumbnail(request: Request) -> Response:
     desk = _desk(request)
-    png = await run_in_threadpool(lambda: thumbnail_png(desk.dataset, desk.case(request)))
+    png = await run_in_threadpool(lambda: thumbnail_png(desk.dataset, desk.images, desk.case(request)))
     return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
 
