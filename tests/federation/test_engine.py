@@ -290,7 +290,7 @@ def test_twenty_kills_of_the_coordinator_at_random_moments_change_no_bit(tmp_pat
     try:
         machines.start_all()
         while kills < 20:
-            time.sleep(float(rng.uniform(2.0, 6.0)))
+            time.sleep(float(rng.uniform(2.0, 7.0)))
             if machines.processes["coordinator"].poll() is not None:
                 break
             machines.kill("coordinator")

@@ -23,6 +23,8 @@ from consilium.federation.tensors import Tensors, encode_tensors
 INITIAL = "initial.safetensors"
 FINAL = "final.safetensors"
 LINGER_S = 120.0
+MAX_WAIT_S = 5.0
+"""A try costs next to nothing, and a hospital that is back should not sleep through a round."""
 
 
 class CoordinatorFolder:
@@ -119,7 +121,13 @@ def take_part(
     store = FolderStore(site_file.parent / "memory")
     try:
         site = Site(file.name, settings, load_training(site_file, file.training), store, carrier)
-        final = run_site(site, poll_s=file.poll_s, heartbeat_s=max(0.05, settings.presence_s / 3), say=say)
+        final = run_site(
+            site,
+            poll_s=file.poll_s,
+            max_wait_s=MAX_WAIT_S,
+            heartbeat_s=max(0.05, settings.presence_s / 3),
+            say=say,
+        )
         if final is not None:
             store.write(FINAL, encode_tensors(final))
         return final
