@@ -12,6 +12,7 @@ from consilium.cases.nifti import read_nifti, write_nifti
 from consilium.cli.console import console, print_table, progress_bar
 from consilium.errors import ConfigurationError, DataError
 from consilium.exporters.dicom_reference import SeriesReference
+from consilium.exporters.dicom_seg import export_seg
 from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
 from consilium.geometry.volume import Volume
 from consilium.importers.dicom_scan import scan_dicom
@@ -22,7 +23,7 @@ from consilium.inference.model import Model, load_model
 from consilium.types import Mask, Progress
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-FORMATS = ("rtstruct", "nifti")
+FORMATS = ("rtstruct", "seg", "nifti")
 
 
 def contour(
@@ -31,7 +32,7 @@ def contour(
         typer.Argument(help="Runs or model files, then the input, then the output folder."),
     ],
     output_format: Annotated[
-        str, typer.Option("--format", help="rtstruct or nifti; by default as the input is.")
+        str, typer.Option("--format", help="rtstruct, seg or nifti; by default as the input is.")
     ] = "",
     series: Annotated[
         str, typer.Option(help="Last digits of the series' UID, where there are several.")
@@ -53,9 +54,9 @@ def contour(
     with progress_bar() as progress:
         volume, header = read_input(source, series, progress)
         chosen = output_format or ("rtstruct" if header is not None else "nifti")
-        if chosen not in FORMATS or (chosen == "rtstruct" and header is None):
+        if chosen not in FORMATS or (chosen != "nifti" and header is None):
             raise ConfigurationError(
-                f"--format: must be one of {FORMATS}, and rtstruct needs a DICOM input; got {chosen!r}."
+                f"--format: must be one of {FORMATS}, nifti for an input that is no DICOM; got {chosen!r}."
             )
         prediction = predict(models, volume, progress=progress)
         out.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,17 @@ def contour(
                 volume.grid,
                 SeriesReference.from_record(private_record_of(header)),
                 algorithm=Algorithm(name=_name(models), model_sha256=models[0].digest),
+            )
+        elif chosen == "seg":
+            assert header is not None
+            written = out / "segmentation.dcm"
+            export_seg(
+                written,
+                list(masks),
+                volume.grid,
+                private_record_of(header),
+                algorithm=_name(models),
+                model_sha256=models[0].digest,
             )
         else:
             written = out
