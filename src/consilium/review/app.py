@@ -25,7 +25,7 @@ from consilium.geometry.crop import Box
 from consilium.pages.page import render_sections
 from consilium.pages.pictures import COLOURS
 from consilium.review.attention import Attention
-from consilium.review.corrections import add_correction
+from consilium.review.corrections import add_correction, complete_corrections
 from consilium.review.images import Images
 from consilium.review.places import Place
 from consilium.review.security import Guard
@@ -96,9 +96,11 @@ def build_app(
 
 def _open_desk(dataset: Dataset, export: Export) -> Desk:
     images = Images(dataset)
+    store = DecisionStore(dataset.folder / "review" / "decisions.sqlite")
+    complete_corrections(dataset, store)
     desk = Desk(
         dataset=dataset,
-        store=DecisionStore(dataset.folder / "review" / "decisions.sqlite"),
+        store=store,
         images=images,
         attention=Attention(dataset, look_at=images.open),
         export=export,
@@ -304,9 +306,15 @@ async def _correct(request: Request) -> Response:
         corners = asked.get("box")
         box = None if corners is None else Box(tuple(corners[:3]), tuple(corners[3:]))
         mask = desk.images.mask_from_page(case, box, body[4 + length :])
-        _, annotation = add_correction(desk.dataset, case.case_id, structure, mask)
-        decision = _decision(asked, case.case_id, annotation.reader, Verdict.CORRECTED)
-        return desk.store.decide(decision, seen=int(asked.get("seen", 0)))
+        seen = int(asked.get("seen", 0))
+
+        def announce(reader: str) -> None:
+            desk.store.intend(_decision(asked, case.case_id, reader, Verdict.CORRECTED), seen=seen)
+
+        _, annotation = add_correction(desk.dataset, case.case_id, structure, mask, announce=announce)
+        return desk.store.decide(
+            _decision(asked, case.case_id, annotation.reader, Verdict.CORRECTED), seen=seen
+        )
 
     recorded = await run_in_threadpool(save)
     fresh = case_record(desk.dataset.case(case.case_id), desk.store.latest(case.case_id))

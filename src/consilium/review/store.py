@@ -1,5 +1,6 @@
 """Decisions about contours: SQLite with an append-only history, safe against kill −9 and two open tabs."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ CREATE TABLE IF NOT EXISTS decisions (
     time_utc TEXT NOT NULL,
     seconds_spent REAL NOT NULL CHECK (seconds_spent >= 0),
     contour_changed_mm REAL NOT NULL CHECK (contour_changed_mm >= 0)
+);
+CREATE TABLE IF NOT EXISTS intents (
+    request_id TEXT PRIMARY KEY,
+    decision TEXT NOT NULL,
+    seen INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_case ON decisions (case_id, structure, number);
 CREATE TRIGGER IF NOT EXISTS never_changed BEFORE UPDATE ON decisions
@@ -136,6 +142,7 @@ class DecisionStore:
                     f"{decision.structure}: somebody decided about it since this page was loaded. "
                     "Load the page again, look at what was decided, and decide then."
                 )
+            connection.execute("DELETE FROM intents WHERE request_id = ?", (decision.request_id,))
             time_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
             cursor = connection.execute(
                 "INSERT INTO decisions (request_id, case_id, structure, reader, verdict, person, reason, "
@@ -154,6 +161,28 @@ class DecisionStore:
                 ),
             )
             return Recorded(number=cursor.lastrowid or 0, time_utc=time_utc, decision=decision)
+
+    def intend(self, decision: Decision, *, seen: int) -> None:
+        """Note a decision whose contour is about to be written; `decide` ends the note."""
+        record = json.dumps({**vars(decision), "verdict": str(decision.verdict)})
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO intents VALUES (?, ?, ?)", (decision.request_id, record, seen)
+            )
+
+    def intents(self) -> list[tuple[Decision, int]]:
+        """Noted decisions that were never made, each with the number seen: what a kill left half done."""
+        with self._connection() as connection:
+            rows = connection.execute("SELECT decision, seen FROM intents ORDER BY rowid").fetchall()
+        found = [(json.loads(row["decision"]), int(row["seen"])) for row in rows]
+        return [
+            (Decision(**{**fields, "verdict": Verdict(fields["verdict"])}), seen) for fields, seen in found
+        ]
+
+    def forget(self, request_id: str) -> None:
+        """End the note of a decision that is not going to be made."""
+        with self._connection() as connection:
+            connection.execute("DELETE FROM intents WHERE request_id = ?", (request_id,))
 
     def find(self, request_id: str) -> Recorded | None:
         """The decision that was recorded for a request, if any."""
