@@ -101,7 +101,7 @@ def test_a_kill_at_a_durable_step_changes_no_bit_of_the_result(
 def test_a_kill_at_every_durable_step_changes_no_bit_of_the_result(
     tmp_path: Path, kill_at: list[int]
 ) -> None:
-    assert kill_and_repeat(tmp_path, "scaffold", kill_at, 1) > 120
+    assert kill_and_repeat(tmp_path, "scaffold", kill_at, 1) > 90
 
 
 def spawn(*arguments: str) -> subprocess.Popen[bytes]:
