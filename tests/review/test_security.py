@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.review import security
 from consilium.review.app import build_app
+from consilium.review.attention import Reason
 from tests.cases.drafts import draft
 
 PORT = 8123
@@ -106,13 +107,17 @@ def test_markup_in_a_roi_name_and_in_a_reason_stays_text(tmp_path: Path) -> None
     dataset = create_dataset(tmp_path / "d")
     case, _ = dataset.add(source)
     app = build_app(dataset, token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
-    app.state.desk.attention.compute()
+    app.state.desk.attention._thread.join()
+    reason = Reason(structure=MARKUP, message=MARKUP, score=1.0)
+    app.state.desk.attention._reasons[case.case_id] = [reason]
     with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
         client.get(f"/?token={TOKEN}")
         changes = {"structure": MARKUP, "reason": MARKUP, "person": MARKUP}
         assert decide(client, case.case_id, ORIGIN, **changes).status_code == 200
         for path in ("/", f"/case/{case.case_id}"):
-            assert "<img src=x" not in client.get(path).text, path
+            page = client.get(path).text
+            assert "<img src=x" not in page, path
+            assert "&lt;img src=x" in page, path
 
 
 def test_a_case_of_another_dataset_does_not_exist(client: TestClient, tmp_path: Path) -> None:
