@@ -126,5 +126,5 @@ def _say_where(out: Path, model: Path, seconds: float) -> None:
         if path.is_file():
             console.print(f"  {'':28} {path}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"Look at contours and decide: consilium review {out / 'dataset'}", markup=False, soft_wrap=True
+        f"Look at contours and decide: consilium review {out}", markup=False, soft_wrap=True
     )
