@@ -1,7 +1,8 @@
 """How long a person waits on the review page: first slice, next slice, and the server's memory.
 
 ``ours`` is the median time in ms from a key press to the next slice on screen (limit 50), in headless
-Chromium with software rendering. ``peers`` holds NiiVue with the same CT in the same browser where ``--niivue FILE``
+Chromium with software rendering. ``peers`` holds NiiVue with the same CT in the same browser where
+``--niivue FILE``
 names its ``niivue.umd.js``. ``ratio`` is ours / limit.
 """
 

@@ -19,7 +19,7 @@ def _work(rank: int, store: str, out: str) -> None:
         init_method=f"file://{store}",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=120),
+        timeout=datetime.timedelta(seconds=600),
     )
     network = build_shaken(IUNET)
     parallel = DistributedDataParallel(network)

@@ -54,10 +54,10 @@ def contour(
     with progress_bar() as progress:
         volume, header = read_input(source, series, progress)
         chosen = output_format or ("rtstruct" if header is not None else "nifti")
-        if chosen not in FORMATS or (chosen != "nifti" and header is None):
-            raise ConfigurationError(
-                f"--format: must be one of {FORMATS}, nifti for an input that is no DICOM; got {chosen!r}."
-            )
+        if chosen not in FORMATS:
+            raise ConfigurationError(f"--format: must be one of {FORMATS}; got {chosen!r}.")
+        if chosen != "nifti" and header is None:
+            raise ConfigurationError(f"--format: {chosen} needs a DICOM input; the input is NIfTI.")
         prediction = predict(models, volume, progress=progress)
         out.mkdir(parents=True, exist_ok=True)
         found: list[Contoured] = []

@@ -125,6 +125,4 @@ def _say_where(out: Path, model: Path, seconds: float) -> None:
     for path in sorted((out / "contoured").rglob("*")):
         if path.is_file():
             console.print(f"  {'':28} {path}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"Look at contours and decide: consilium review {out}", markup=False, soft_wrap=True
-    )
+    console.print(f"Look at contours and decide: consilium review {out}", markup=False, soft_wrap=True)
