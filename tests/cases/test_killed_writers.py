@@ -20,9 +20,7 @@ from tests.geometry.grids import grid
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "what", ["at-every-event", "at-random", pytest.param("two-at-once", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("what", ["at-every-event", "at-random", "two-at-once"])
 def test_a_dataset_stands_writers_that_die_or_meet(what: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.cases.killed_writers", what, str(tmp_path / "dataset")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)

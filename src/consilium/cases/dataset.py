@@ -283,7 +283,10 @@ def create_dataset(folder: Path) -> Dataset:
     """
     if (folder / MANIFEST).exists():
         return open_dataset(folder)
-    if folder.exists() and any(entry.name not in {"private", "cases", ".lock"} for entry in folder.iterdir()):
+    # Another process may be making the same dataset: its manifest may appear while the folder is listed.
+    ours = {"private", "cases", ".lock", MANIFEST}
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    if any(name not in ours and not name.startswith(f".{MANIFEST}.") for name in names):
         raise DatasetError(
             f"{folder.name}: must be empty or a dataset; it holds other files. Name a new folder."
         )
