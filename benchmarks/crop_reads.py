@@ -27,12 +27,12 @@ import nibabel
 import numpy as np
 import pydicom
 
+from benchmarks.measure import cpu_seconds, report
 from consilium.cases.cache import cache_key, cached_array
 from consilium.cases.nifti import write_nifti
 from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
 from consilium.types import Array
-from measure import cpu_seconds, report
 
 CROP_EDGE = 96
 CASE = "lidc/LIDC-IDRI-0001"

@@ -4,7 +4,7 @@
 ``ratio`` is ours / limit. Also printed: the detector's own CPM with its interval, and whole-scan Dice (missed
 nodules count 0) of the cascade and of a segmentation network trained for as long on the same cases.
 
-    python benchmarks/detection_phantoms.py [--quick] [--minutes 14] [--folder KEEP] [--picture FILE.png]
+    python -m benchmarks.detection_phantoms [--quick] [--minutes 14] [--folder KEEP] [--picture FILE.png]
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from benchmarks.measure import process_peak_mib, report
 from consilium.cases.case import Instance, State
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
@@ -45,7 +46,6 @@ from consilium.training.detection import (
 )
 from consilium.training.loop import train
 from consilium.training.start import prepare_run, start_run
-from measure import process_peak_mib, report
 
 SPACING = (2.0, 1.75, 1.75)
 LIMIT = 0.90

@@ -4,7 +4,7 @@
 peak memory (bar: 6 GB) and the whole cascade with 30 candidates (bar: 60 s). The weights are untrained, which
 does not change the work; the score map is replaced by 30 peaks so that there is something to contour.
 
-    python benchmarks/detection_whole_scan.py [--quick] [--repeats 3]
+    python -m benchmarks.detection_whole_scan [--quick] [--repeats 3]
 """
 
 import argparse
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure import process_peak_mib, report
 from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
 from consilium.inference.candidates import DetectorDescription, find_candidates
@@ -26,7 +27,6 @@ from consilium.networks.detector import Detector, DetectorConfig, with_bf16
 from consilium.phantoms.chest import NODULE
 from consilium.training.candidate_patches import PatchConfig
 from consilium.training.detection import LUNG_WINDOW
-from measure import process_peak_mib, report
 
 SPACING = (1.0, 0.7, 0.7)
 CANDIDATES = 30

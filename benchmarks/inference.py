@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measure import cpu_seconds, median, report
 from consilium.inference.device import has_fast_bf16
 from consilium.inference.memory import predict_inference_bytes
 from consilium.inference.model import Model, ModelDescription, build_model
@@ -25,7 +26,6 @@ from consilium.inference.sliding_window import predict_windows
 from consilium.inference.whole_volume import predict_whole
 from consilium.networks.build import NetworkConfig, build_network, choose_resampling
 from consilium.types import Array
-from measure import cpu_seconds, median, report
 
 WINDOW = (96, 96, 96)
 OVERLAP = 0.5

@@ -8,7 +8,7 @@ and pixel spacing (negative for a patient lying prone) of each series are fitted
 and nodules under 3 mm) that stand in both the XML and LUNA16's list of excluded findings; the nodules
 compared take no part in the fit. Of series without two such points only z is compared, and counted apart.
 
-    python benchmarks/lidc_nodules.py XML_FOLDER LUNA16_FOLDER [--quick]
+    python -m benchmarks.lidc_nodules XML_FOLDER LUNA16_FOLDER [--quick]
 """
 
 import argparse
@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measure import report
 from consilium.geometry.affine import Affine
 from consilium.importers.lidc import choose_sessions
 from consilium.importers.lidc_nodules import Nodule, VoxelReading, cluster_readings, voxels_of_reading
 from consilium.importers.lidc_xml import Session, read_lidc_xml
-from measure import report
 
 TOLERANCE_MM = 2.0
 LIMIT_PERCENT = 99.0

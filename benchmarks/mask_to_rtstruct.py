@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import pydicom
 
+from benchmarks.measure import median, report
+from benchmarks.rtstruct_phantom import IDENTITY, dice, independent_masks, timed, versions, write_phantom
 from consilium.exporters.dicom_reference import SeriesReference
 from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
 from consilium.geometry.volume import Grid
 from consilium.types import Mask
-from measure import median, report
-from rtstruct_phantom import IDENTITY, dice, independent_masks, timed, versions, write_phantom
 
 Masks = dict[str, Mask]
 

@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import report
 from consilium.inference.model import load_model
 from consilium.training.config import Budget, TrainingConfig
 from consilium.training.evaluation import StructureSummary, evaluate_cases, mean_dice, summarise
 from consilium.training.loop import train
 from consilium.training.start import prepare_run, split_labelled, start_run
 from equal_time_accuracy import openkbp
-from measure import report
 
 
 def show(entry: dict[str, Any]) -> None:

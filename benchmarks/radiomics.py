@@ -26,10 +26,10 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from benchmarks.measure import cpu_seconds, extra_peak_mib, median, report
 from consilium.radiomics.features import compute_features
 from consilium.radiomics.settings import AGGREGATION_CODES, FixedBinWidth, RadiomicsSettings
 from consilium.types import Array, Mask
-from measure import cpu_seconds, extra_peak_mib, median, report
 
 LIMIT_S = 0.7
 RANGE_HU = (-1000.0, 400.0)

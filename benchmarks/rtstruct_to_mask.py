@@ -30,11 +30,8 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from consilium.geometry.volume import Grid
-from consilium.importers.rtstruct import annotations_from_rtstruct, read_rtstruct
-from consilium.types import Mask
-from measure import median, report
-from rtstruct_phantom import (
+from benchmarks.measure import median, report
+from benchmarks.rtstruct_phantom import (
     IDENTITY,
     ORGANS,
     contoured_cm3,
@@ -44,6 +41,9 @@ from rtstruct_phantom import (
     versions,
     write_phantom,
 )
+from consilium.geometry.volume import Grid
+from consilium.importers.rtstruct import annotations_from_rtstruct, read_rtstruct
+from consilium.types import Mask
 
 SLOW_CPU_S = 20.0
 """A peer that takes longer is measured once."""

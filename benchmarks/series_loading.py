@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import cpu_seconds, extra_peak_mib, median, report
 from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
 from consilium.importers.dicom_scan import scan_dicom
 from consilium.importers.dicom_series import read_series
 from consilium.phantoms.dicom import SeriesIdentity, write_series
-from measure import cpu_seconds, extra_peak_mib, median, report
 
 LIMIT = 3.0
 

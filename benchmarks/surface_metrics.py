@@ -22,9 +22,9 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from scipy import ndimage
 
+from benchmarks.measure import cpu_seconds, extra_peak_mib, median, report
 from consilium.metrics.comparison import compare_masks
 from consilium.types import Mask, Shape, Triple
-from measure import cpu_seconds, extra_peak_mib, median, report
 
 SPACING = (3.0, 0.98, 0.98)
 SHAPE = (150, 512, 512)

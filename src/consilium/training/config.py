@@ -127,6 +127,13 @@ class Budget:
 
     ``steps`` and ``epochs`` give the same weights whenever they are run; ``minutes`` depends on the machine.
 
+    Args:
+        steps: Of the optimiser.
+        epochs: Passes over the training cases.
+        minutes: Of training and validation together.
+        cpu_time: Count ``minutes`` in processor time of all threads, which other work on the machine does not
+            use up, instead of by the clock.
+
     Raises:
         ConfigurationError: None or several are given, or one is not positive.
     """
@@ -134,6 +141,7 @@ class Budget:
     steps: int | None = None
     epochs: int | None = None
     minutes: float | None = None
+    cpu_time: bool = False
 
     def __post_init__(self) -> None:
         given = [value for value in (self.steps, self.epochs, self.minutes) if value is not None]
@@ -156,4 +164,4 @@ class Budget:
 
     def to_json(self) -> dict[str, Any]:
         """The one that is given."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+        return {key: value for key, value in vars(self).items() if value}

@@ -85,7 +85,8 @@ def train(
     recipe = recipe_of(run, training)
     crops = replace(recipe, patch_zyx=run.plan.crop_zyx)
     per_epoch = steps_per_epoch(len(training), recipe.batch)
-    clock = _Clock(state.elapsed_s)
+    now = time.process_time if run.budget.cpu_time else time.monotonic
+    clock = _Clock(state.elapsed_s, now)
     schedule = _Schedule(run, per_epoch)
     scratch = copy.deepcopy(state.network)
     while True:
@@ -93,11 +94,11 @@ def train(
         share = run.budget.share(step=state.step, steps_per_epoch=per_epoch, elapsed_s=state.elapsed_s)
         done = share >= 1.0 or state.watch.stopped
         if schedule.is_due(state, done=done):
-            started = time.monotonic()
+            started = now()
             scores = compute_dice(model_now(state, run.plan, scratch), validation, progress=progress)
             entry = _conclude_validation(run, state, scores, per_epoch)
             state.elapsed_s = clock.elapsed_s()
-            schedule.validated(state, took_s=time.monotonic() - started)
+            schedule.validated(state, took_s=now() - started)
             save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
             on_validation(entry)
             done = done or state.watch.stopped
@@ -201,12 +202,12 @@ def _tell(progress: Progress, run: Run, state: TrainingState, elapsed_s: float, 
 class _Clock:
     """Time spent on a run over all its sittings."""
 
-    def __init__(self, before_s: float) -> None:
-        self._before_s = before_s
-        self._started = self._saved = time.monotonic()
+    def __init__(self, before_s: float, now: Callable[[], float]) -> None:
+        self._before_s, self._now = before_s, now
+        self._started, self._saved = now(), time.monotonic()
 
     def elapsed_s(self) -> float:
-        return self._before_s + time.monotonic() - self._started
+        return self._before_s + self._now() - self._started
 
     def is_save_due(self, every_s: float) -> bool:
         if time.monotonic() - self._saved < every_s:
