@@ -3,7 +3,7 @@
 30 OpenKBP patients train, 10 validate; whole-volume Dice on the images' own grid, mean over six structures.
 Every network gets the same loop, loss, batches, optimiser and processor time, three seeds. Time is counted in
 minutes of processor time on one thread, 20 by default, which two cores give in ten: other work on the machine
-then takes nothing from anyone's share. The networks: our ``iunet`` (squeeze stem), our ``unet3d``, and MONAI's
+then takes nothing away from anyone. The networks: our ``iunet`` (squeeze stem), our ``unet3d``, and MONAI's
 DynUNet with the channels, kernels and strides of our ``unet3d``, in bfloat16 where that is fast. Each begins
 with crops and goes on with whole volumes. A score is that of the best validation.
 
