@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
 from consilium.cases.dataset import Dataset
-from consilium.review.app import Export, build_app
+from consilium.review.app import build_app
+from consilium.review.desk import Export
+from consilium.review.places import Place, place_of
 from consilium.review.security import new_token
 
 CHROMIUM_ARGUMENTS = [
@@ -24,7 +26,7 @@ CHROMIUM_ARGUMENTS = [
 
 
 @contextmanager
-def serving(dataset: Dataset, export: Export) -> Iterator[str]:
+def serving(dataset: Dataset, export: Export, *, others: Sequence[Place] = ()) -> Iterator[str]:
     """The address, with its token, of a page that is served until the block ends."""
     import socket
 
@@ -32,7 +34,7 @@ def serving(dataset: Dataset, export: Export) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         token = new_token()
-        app = build_app(dataset, token=token, port=port, export=export)
+        app = build_app([place_of(dataset), *others], token=token, port=port, export=export)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

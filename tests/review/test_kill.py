@@ -32,9 +32,10 @@ from pathlib import Path
 import uvicorn
 from consilium.cases.dataset import open_dataset
 from consilium.review.app import build_app
+from consilium.review.places import place_of
 listener = socket.socket(fileno=int(sys.argv[2]))
-app = build_app(open_dataset(Path(sys.argv[1])), token=sys.argv[3], port=listener.getsockname()[1],
-                export=lambda *_: Path("out.dcm"))
+places = [place_of(open_dataset(Path(sys.argv[1])))]
+app = build_app(places, token=sys.argv[3], port=listener.getsockname()[1], export=lambda *_: Path("out.dcm"))
 uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
 """
 
@@ -83,7 +84,7 @@ def correct_until_killed(client: httpx.Client, dataset: Dataset, told: Told, sta
         told.asked.append(f"r{number}")
         try:
             answer = client.post(
-                f"/case/{case.case_id}/correct", content=body_of(asked | {"seen": told.seen}, mask)
+                f"/place/0/case/{case.case_id}/correct", content=body_of(asked | {"seen": told.seen}, mask)
             )
         except httpx.HTTPError:
             return
@@ -118,7 +119,7 @@ def check_kills(folder: Path, kills: int, seed: int) -> None:
     dataset.add(draft())
     for _ in range(kills):
         with server(folder) as (process, client):
-            client.get(f"/case/{dataset.case_ids[0]}")
+            client.get(f"/place/0/case/{dataset.case_ids[0]}")
             start, before = len(told.asked), len(told.confirmed)
             timer = threading.Timer(rng.uniform(0.0, 1.5), os.kill, (process.pid, signal.SIGKILL))
             timer.start()

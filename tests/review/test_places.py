@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from consilium.cases.dataset import create_dataset, open_dataset
+from consilium.cases.dataset import create_dataset
 from consilium.cases.nifti import write_nifti
 from consilium.errors import DataError
 from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
-from consilium.pages.page import Section, TableBlock
+from consilium.pages.page import Section, TableBlock, write_page
+from consilium.review import case_list
 from consilium.review.app import build_app
+from consilium.review.decisions_page import decision_sections
 from consilium.review.federation_page import site_lines
-from consilium.review.places import Kind, find_places
+from consilium.review.places import find_places
 from consilium.review.run_page import run_sections, say_duration, seconds_left
+from consilium.review.store import Decision, Recorded, Verdict
 from tests.cases.drafts import draft
 from tests.review.folders import NAMES, event, write_contoured, write_federation, write_run
 
@@ -27,15 +30,7 @@ PORT, TOKEN = 8124, "t" * 43
 
 @contextmanager
 def looking_at(folder: Path) -> Iterator[TestClient]:
-    places = find_places(folder)
-    datasets = [p for p in places if p.kind is Kind.DATASET]
-    app = build_app(
-        open_dataset(datasets[0].folder) if datasets else None,
-        token=TOKEN,
-        port=PORT,
-        export=lambda *_: Path("out.dcm"),
-        places=[p for p in places if p.kind is not Kind.DATASET],
-    )
+    app = build_app(find_places(folder), token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
     with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
         assert client.get(f"/?token={TOKEN}").status_code == 200
         yield client
@@ -69,7 +64,7 @@ def test_an_unknown_time_is_called_so() -> None:
 def test_a_run_shows_every_structure_escaped_with_its_numbers(tmp_path: Path) -> None:
     with looking_at(write_run(tmp_path / "run")) as client:
         page = client.get("/").text
-        assert client.get("/case/case-a").status_code == 404
+        assert client.get("/place/0/case/case-a").status_code == 404
     assert "Rectum &amp; &lt;b&gt;" in page
     assert "<b>" not in page
     for name in NAMES[2:]:
@@ -81,7 +76,7 @@ def test_a_run_shows_every_structure_escaped_with_its_numbers(tmp_path: Path) ->
 
 def test_a_run_without_any_validation_has_a_page(tmp_path: Path) -> None:
     with looking_at(write_run(tmp_path / "run", validations=0)) as client:
-        assert "No validation yet" in client.get("/look/0").text
+        assert "No validation yet" in client.get("/").text
 
 
 def test_who_is_here_and_who_is_late(tmp_path: Path) -> None:
@@ -121,12 +116,74 @@ def test_a_demo_folder_shows_its_dataset_and_the_rest(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     write_contoured(tmp_path / "contoured")
     (tmp_path / "notes").mkdir()
+    write_page(tmp_path / "evaluation.html", "Evaluation", [Section(title="Figures <b>")])
     with looking_at(tmp_path) as client:
-        cases = client.get("/").text
-        assert 'href="/look/0">contoured' in cases
-        assert 'href="/look/1">run' in cases
-        assert 'href="/">cases' in client.get("/look/1").text
-        assert client.get("/look/2").status_code == 404
+        home = client.get("/").text
+        for number, name in enumerate(["dataset", "contoured", "run", "evaluation"]):
+            assert f'href="/place/{number}/"' in home
+            assert name in home
+            assert client.get(f"/place/{number}/").status_code == 200
+        assert client.get("/place/4/").status_code == 404
+        assert client.get("/place/1/case/case-0000000000000000").status_code == 404
+
+
+def test_a_page_that_a_verb_wrote_is_shown_in_a_sandbox(tmp_path: Path) -> None:
+    write_page(tmp_path / "study.html", "Study", [Section(title="Result")])
+    (tmp_path / "other.html").write_text("<title>not ours</title>")
+    with looking_at(tmp_path) as client:
+        assert '<iframe title="study" src="/place/0/page">' in client.get("/").text
+        answer = client.get("/place/0/page")
+        assert "Result" in answer.text
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("sandbox allow-downloads;")
+        assert "script" not in policy
+        assert client.get("/place/1/").status_code == 404
+
+
+def test_two_datasets_are_shown_side_by_side_and_keep_their_cases_apart(tmp_path: Path) -> None:
+    one, _ = create_dataset(tmp_path / "north").add(draft())
+    other, _ = create_dataset(tmp_path / "sites" / "south").add(draft(2))
+    with looking_at(tmp_path) as client:
+        assert client.get(f"/place/0/case/{one.case_id}").status_code == 200
+        assert client.get(f"/place/1/case/{other.case_id}").status_code == 200
+        assert client.get(f"/place/0/case/{other.case_id}").status_code == 404
+        assert "sites/south" in client.get("/").text
+
+
+def test_the_list_is_paged_and_sorted_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_list, "CASES_A_PAGE", 2)
+    dataset = create_dataset(tmp_path / "dataset")
+    for number in range(1, 4):
+        dataset.add(draft(number))
+    with looking_at(tmp_path / "dataset") as client:
+        first, second = (client.get(f"/place/0/?sort=case&page={k}").text for k in (1, 2))
+        for k, case_id in enumerate(dataset.case_ids):
+            assert (f"{case_id}</a>" in first) == (k < 2)
+            assert (f"{case_id}</a>" in second) == (k == 2)
+        for odd in ("?page=99", "?page=x", "?sort=nothing"):
+            assert client.get(f"/place/0/{odd}").status_code == 200
+
+
+def test_decisions_are_summed_up_with_the_time_they_took() -> None:
+    def recorded(number: int, **changes: object) -> Recorded:
+        fields: dict[str, object] = {
+            "request_id": str(number),
+            "case_id": "case-1",
+            "structure": "Bladder",
+            "reader": "clinical",
+            "verdict": Verdict.ACCEPTED,
+            "person": "Dr Who",
+            "seconds_spent": 10.0 * number,
+        }
+        decision = Decision(**(fields | changes))  # type: ignore[arg-type]
+        return Recorded(number=number, time_utc="2026-11-25T03:00:00.000+00:00", decision=decision)
+
+    history = [recorded(1), recorded(2, verdict=Verdict.CORRECTED, contour_changed_mm=40.0), recorded(3)]
+    sections = decision_sections(history)
+    assert rows_of(sections, "Decisions and the work they took") == [
+        ("Bladder", 3, 2, 1, 0, 20.0, 60.0, 40.0)
+    ]
+    assert [row[7] for row in rows_of(sections, "History")] == [30.0, 20.0, 10.0]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.review import security
 from consilium.review.app import build_app
-from consilium.review.attention import Reason
+from consilium.review.attention import Look, Reason
+from consilium.review.places import place_of
 from tests.cases.drafts import draft
 
 PORT = 8123
@@ -28,7 +29,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 @pytest.fixture
 def stranger(dataset: Dataset) -> Iterator[TestClient]:
-    app = build_app(dataset, token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
+    app = build_app([place_of(dataset)], token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
     with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
         yield client
 
@@ -52,11 +53,11 @@ def decision(**changes: object) -> dict[str, object]:
 
 
 def decide(client: TestClient, case_id: str, headers: dict[str, str], **changes: object) -> httpx.Response:
-    return client.post(f"/case/{case_id}/decide", json=decision(**changes), headers=headers)
+    return client.post(f"/place/0/case/{case_id}/decide", json=decision(**changes), headers=headers)
 
 
 def test_without_the_token_nothing_is_shown(stranger: TestClient, dataset: Dataset) -> None:
-    for path in ("/", f"/case/{dataset.case_ids[0]}", "/static/main.js"):
+    for path in ("/", f"/place/0/case/{dataset.case_ids[0]}", "/static/main.js"):
         assert stranger.get(path).status_code == 403, path
 
 
@@ -86,12 +87,20 @@ def test_a_post_from_another_site_is_refused(
 ) -> None:
     case_id = dataset.case_ids[0]
     assert decide(client, case_id, headers).status_code == 403
-    assert client.get(f"/case/{case_id}/history").json() == []
+    assert client.get(f"/place/0/case/{case_id}/history").json() == []
     assert decide(client, case_id, ORIGIN).status_code == 200
 
 
 def test_every_answer_forbids_scripts_from_elsewhere(client: TestClient, dataset: Dataset) -> None:
-    for path in ("/", f"/case/{dataset.case_ids[0]}", "/static/main.js", "/nowhere"):
+    paths = (
+        "/",
+        "/place/0/",
+        f"/place/0/case/{dataset.case_ids[0]}",
+        "/place/0/decisions",
+        "/static/main.js",
+        "/x",
+    )
+    for path in paths:
         policy = client.get(path).headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "script-src 'self'" in policy
@@ -106,15 +115,16 @@ def test_markup_in_a_roi_name_and_in_a_reason_stays_text(tmp_path: Path) -> None
     source = replace(source, annotations=(replace(source.annotations[0], structure=MARKUP),))
     dataset = create_dataset(tmp_path / "d")
     case, _ = dataset.add(source)
-    app = build_app(dataset, token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
-    app.state.desk.attention._thread.join()
+    app = build_app([place_of(dataset)], token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
+    attention = app.state.desks[0].attention
+    attention._thread.join()
     reason = Reason(structure=MARKUP, message=MARKUP, score=1.0)
-    app.state.desk.attention._reasons[case.case_id] = [reason]
+    attention._looks[case.case_id] = Look(case=case, reasons=(reason,))
     with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
         client.get(f"/?token={TOKEN}")
         changes = {"structure": MARKUP, "reason": MARKUP, "person": MARKUP}
         assert decide(client, case.case_id, ORIGIN, **changes).status_code == 200
-        for path in ("/", f"/case/{case.case_id}"):
+        for path in ("/place/0/", f"/place/0/case/{case.case_id}", "/place/0/decisions"):
             page = client.get(path).text
             assert "<img src=x" not in page, path
             assert "&lt;img src=x" in page, path
@@ -129,13 +139,18 @@ def test_a_case_of_another_dataset_does_not_exist(client: TestClient, tmp_path: 
         "/history",
         "/mask?structure=Bladder&reader=clinical",
     ):
-        assert client.get(f"/case/{other.case_id}{path}").status_code == 404, path
+        assert client.get(f"/place/0/case/{other.case_id}{path}").status_code == 404, path
     assert decide(client, other.case_id, ORIGIN).status_code == 404
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/case/../../private/key", "/case/%2e%2e/slice/axial/0", "/static/..%2fapp.py", "/static/store.py"],
+    [
+        "/place/0/case/../../private/key",
+        "/place/0/case/%2e%2e/slice/axial/0",
+        "/static/..%2fapp.py",
+        "/static/store.py",
+    ],
 )
 def test_no_path_leads_to_another_file(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
@@ -143,7 +158,7 @@ def test_no_path_leads_to_another_file(client: TestClient, path: str) -> None:
 
 def test_an_upload_that_declares_10_gb_is_refused_unread(client: TestClient, dataset: Dataset) -> None:
     answer = client.post(
-        f"/case/{dataset.case_ids[0]}/correct",
+        f"/place/0/case/{dataset.case_ids[0]}/correct",
         headers=ORIGIN | {"Content-Length": str(10 * 2**30)},
         content=b"x",
     )
@@ -159,7 +174,7 @@ def test_an_upload_that_hides_its_size_is_stopped_at_the_limit(client: TestClien
             sent += 2**20
             yield bytes(2**20)
 
-    url = f"/case/{dataset.case_ids[0]}/correct"
+    url = f"/place/0/case/{dataset.case_ids[0]}/correct"
     assert client.post(url, headers=ORIGIN, content=endless()).status_code == 413
 
 
@@ -171,6 +186,6 @@ def test_a_mask_that_leaves_the_image_or_lies_about_its_size_is_refused(
     for box, bits in (([0, 0, 0, 99, 99, 99], b"x"), ([0, 0, 0, 2, 2, 2], b"xx"), ([3, 3, 3, 1, 1, 1], b"")):
         head = json.dumps(decision(box=box, verdict="corrected")).encode()
         body = len(head).to_bytes(4, "little") + head + bits
-        answer = client.post(f"/case/{dataset.case_ids[0]}/correct", headers=ORIGIN, content=body)
+        answer = client.post(f"/place/0/case/{dataset.case_ids[0]}/correct", headers=ORIGIN, content=body)
         assert answer.status_code == 400, answer.text
     assert dataset.case(dataset.case_ids[0]).readers("Bladder") == ("clinical", "reader-2")

@@ -15,6 +15,8 @@ CASE_FORMAT = "consilium-case"
 CASE_VERSION = 1
 CASE_ID = re.compile(r"case-[0-9a-f]{16}")
 PATIENT_ID = re.compile(r"patient-[0-9a-f]{16}")
+MODEL_READER = "model-"
+"""How the pseudonym of a reader begins that is a model; its digest follows."""
 MAX_NAME_LENGTH = 64
 """Of a structure or reader: DICOM's limit for the value representation LO (PS3.5 table 6.2-1)."""
 
@@ -52,6 +54,7 @@ class Annotation:
         voxels: Number of voxels inside; 0 is legal for a contoured structure (smaller than a voxel).
         volume_cm3: ``voxels`` times the voxel volume.
         derived: Whether it was computed from other annotations, so that it is no reader of its own.
+        doubt: Of a model that drew it: one minus the Dice that it expects; None where nobody estimated it.
     """
 
     structure: str
@@ -62,16 +65,26 @@ class Annotation:
     voxels: int = 0
     volume_cm3: float = 0.0
     derived: bool = False
+    doubt: float | None = None
 
     def __post_init__(self) -> None:
         check_name(self.structure, "structure")
         check_name(self.reader, "reader")
+        if self.doubt is not None and not 0 <= self.doubt <= 1:
+            raise DatasetError(
+                f"annotation of {self.structure!r}: doubt must lie in 0 to 1; got {self.doubt}."
+            )
         has_mask = self.file is not None and self.content_sha256 is not None
         if has_mask != (self.state is State.CONTOURED):
             raise DatasetError(
                 f"annotation of {self.structure!r}: a mask file must be there exactly if the state is "
                 f"contoured; found state {self.state} and file {self.file!r}."
             )
+
+    @property
+    def proposed(self) -> bool:
+        """Whether a model drew it: a proposal, which counts as nobody's contour unless it is asked for."""
+        return self.reader.startswith(MODEL_READER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,24 +202,26 @@ class Case:
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """Names of the structures that are contoured or absent here, sorted."""
-        return tuple(sorted({a.structure for a in self.annotations if a.state is not State.UNKNOWN}))
+        """Names of the structures that are contoured or absent here, sorted; proposals do not count."""
+        known = {a.structure for a in self.annotations if a.state is not State.UNKNOWN and not a.proposed}
+        return tuple(sorted(known))
 
     def readers(self, structure: str) -> tuple[str, ...]:
-        """Who contoured ``structure``, in the record's order; derived annotations last."""
-        found = [a for a in self.annotations if a.structure == structure and a.state is State.CONTOURED]
+        """Who contoured ``structure``, in the record's order; derived ones last, proposals not at all."""
+        found = [a for a in self._said(structure) if a.state is State.CONTOURED]
         return tuple(a.reader for a in sorted(found, key=lambda a: a.derived))
 
     def annotation(self, structure: str, reader: str | None = None) -> Annotation | None:
         """What ``reader`` says of ``structure``; None if nothing.
 
-        Without ``reader``: the first contoured one that is not derived, else the first that says absent.
+        Without ``reader``: the first contoured one that is not derived, else the first that says absent;
+        never a model's.
         """
-        found = [a for a in self.annotations if a.structure == structure]
         if reader is not None:
-            return next((a for a in found if a.reader == reader), None)
+            mine = (a for a in self.annotations if a.structure == structure and a.reader == reader)
+            return next(mine, None)
         rank = {State.CONTOURED: 0, State.ABSENT: 1, State.UNKNOWN: 2}
-        return min(found, key=lambda a: (rank[a.state], a.derived), default=None)
+        return min(self._said(structure), key=lambda a: (rank[a.state], a.derived), default=None)
 
     def state(self, structure: str, reader: str | None = None) -> State:
         """What is known of ``structure``; UNKNOWN where nobody (or not this reader) says anything.
@@ -215,6 +230,9 @@ class Case:
         """
         annotation = self.annotation(structure, reader)
         return State.UNKNOWN if annotation is None else annotation.state
+
+    def _said(self, structure: str) -> list[Annotation]:
+        return [a for a in self.annotations if a.structure == structure and not a.proposed]
 
 
 def case_to_json(case: Case) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import consilium
-from consilium.cases.case import Case, State, case_from_json, case_to_json
+from consilium.cases.case import Annotation, Case, State, case_from_json, case_to_json
 from consilium.cases.commit import (
     MANIFEST,
     begin_exchange,
@@ -165,16 +165,34 @@ class Dataset:
 
     def update(self, case: Case) -> None:
         """Replace the record of a case that is there; its files must be in its folder already."""
+        self._rewrite(case.case_id, lambda before: case)
+
+    def add_annotation(self, case_id: str, annotation: Annotation) -> Case:
+        """Put an annotation into the record of a case as it is now, in place of one of the same reader.
+
+        Several processes may add at once: each adds to what the others have written.
+        """
+
+        def changed(before: Case) -> Case:
+            key = (annotation.structure, annotation.reader)
+            kept = [a for a in before.annotations if (a.structure, a.reader) != key]
+            return replace(before, annotations=(*kept, annotation))
+
+        return self._rewrite(case_id, changed)
+
+    def _rewrite(self, case_id: str, change: Callable[[Case], Case]) -> Case:
         with dataset_lock(self.folder):
             manifest = self._fresh_manifest()
-            settle(self.folder, case.case_id, manifest["cases"].get(case.case_id))
-            before = self._read_case(case.case_id, manifest["cases"].get(case.case_id))
-            keep_record(self.folder, case.case_id)
+            settle(self.folder, case_id, manifest["cases"].get(case_id))
+            before = self._read_case(case_id, manifest["cases"].get(case_id))
+            case = change(before)
+            keep_record(self.folder, case_id)
             try:
-                write_json(self.case_folder(case.case_id) / CASE_RECORD, case_to_json(case))
+                write_json(self.case_folder(case_id) / CASE_RECORD, case_to_json(case))
                 self._list(manifest, case, before)
             finally:
-                settle(self.folder, case.case_id, self._fresh_manifest()["cases"].get(case.case_id))
+                settle(self.folder, case_id, self._fresh_manifest()["cases"].get(case_id))
+        return case
 
     def remove(self, case_id: str) -> None:
         """Take a case out: from the manifest first, then its folder and its private record."""

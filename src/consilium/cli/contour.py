@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from consilium.cases.dataset import file_name_of
+from consilium.cases.dataset import MANIFEST, file_name_of, open_dataset
 from consilium.cases.files import write_json
 from consilium.cases.nifti import read_nifti, write_nifti
 from consilium.cli.console import console, print_table, progress_bar
+from consilium.cli.contoured import contour_dataset, write_source_note
 from consilium.errors import ConfigurationError, DataError
 from consilium.exporters.dicom_reference import SeriesReference
 from consilium.exporters.dicom_seg import export_seg
@@ -20,6 +21,7 @@ from consilium.importers.dicom_series import SeriesHeader, read_series
 from consilium.importers.dicom_study import private_record_of
 from consilium.inference.contour import Contoured, contour_prediction, entropy_on_grid, predict
 from consilium.inference.model import Model, load_model
+from consilium.review.places import CONTOURS
 from consilium.types import Mask, Progress
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -29,7 +31,7 @@ FORMATS = ("rtstruct", "seg", "nifti")
 def contour(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Runs or model files, then the input, then the output folder."),
+        typer.Argument(help="Runs or model files, then the input and the output folder; or a dataset alone."),
     ],
     output_format: Annotated[
         str, typer.Option("--format", help="rtstruct, seg or nifti; by default as the input is.")
@@ -41,10 +43,15 @@ def contour(
         bool, typer.Option("--doubt", help="Also write a map of where the model is in doubt (NIfTI).")
     ] = False,
 ) -> None:
-    """RUN... INPUT OUTPUT: contour a DICOM folder or a NIfTI file.
+    """RUN... INPUT OUTPUT: contour a DICOM folder or a NIfTI file. RUN... DATASET: contour every case of it.
 
-    Of several runs the mean probability counts. The contours are proposals (UNAPPROVED) to look at.
+    Of several runs the mean probability counts. The contours are proposals (UNAPPROVED): look at them with
+    consilium review OUTPUT. In a dataset they become a reader of their own, model-…, which trains and scores
+    nothing; cases that have it are skipped.
     """
+    if len(paths) >= 2 and (paths[-1] / MANIFEST).exists():
+        contour_dataset([load_model(run) for run in paths[:-1]], open_dataset(paths[-1]))
+        return
     if len(paths) < 3:
         raise ConfigurationError(
             f"contour: needs a run or model file, an input and an output folder; got {len(paths)} paths."
@@ -89,13 +96,15 @@ def contour(
                 write_nifti(out / f"{file_name_of(name)}.nii.gz", Volume(mask, volume.grid))
         if doubt:
             write_nifti(out / "doubt.nii.gz", Volume(entropy_on_grid(prediction, volume.grid), volume.grid))
-    write_json(out / "contours.json", _record(found, models))
+    write_json(out / CONTOURS, _record(found, models))
+    write_source_note(out, source, header)
     print_table(
         "Contours",
         ["structure", "cm³", "doubt"],
         [(f.structure, f.volume_cm3, f.doubt) for f in found],
     )
-    console.print(f"Written: {written}", markup=False)
+    console.print(f"Written: {written}", markup=False, soft_wrap=True)
+    console.print(f"Look at them and decide: consilium review {out}", markup=False, soft_wrap=True)
 
 
 def read_input(source: Path, series: str, progress: Progress) -> tuple[Volume, SeriesHeader | None]:

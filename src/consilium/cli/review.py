@@ -2,15 +2,18 @@
 
 import socket
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from consilium.cases.case import Case
-from consilium.cases.dataset import Dataset, open_dataset
+from consilium.cases.dataset import Dataset
+from consilium.cases.files import write_atomically
 from consilium.cli.console import console
-from consilium.errors import ConfigurationError
+from consilium.errors import ConfigurationError, ConsiliumError
+from consilium.review.places import Kind, Place
 
 
 def review(
@@ -28,15 +31,10 @@ def review(
     import uvicorn
 
     from consilium.review.app import build_app
-    from consilium.review.places import Kind, find_places
+    from consilium.review.places import find_places
     from consilium.review.security import new_token
 
-    places = find_places(folder)
-    datasets = [open_dataset(place.folder) for place in places if place.kind is Kind.DATASET]
-    others = [place for place in places if place.kind is not Kind.DATASET]
-    dataset = datasets[0] if datasets else None
-    for left_out in datasets[1:]:
-        console.print(f"{left_out.folder.name} is another dataset: look at it alone.", markup=False)
+    places = [with_cases(place) for place in find_places(folder)]
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -50,33 +48,61 @@ def review(
     console.print("Ctrl-C ends it.")
     if browser:
         webbrowser.open(address)
-    app = build_app(dataset, token=token, port=port, export=export_accepted, places=others)
+    app = build_app(places, token=token, port=port, export=export_accepted)
     config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False)
     uvicorn.Server(config).run(sockets=[listener])
 
 
+def with_cases(place: Place) -> Place:
+    """The output of contour with a case to decide about, where its image is still there."""
+    from consilium.cli.contoured import open_contoured
+
+    if place.dataset is not None or place.kind is not Kind.CONTOURED:
+        return place
+    try:
+        return replace(place, dataset=open_contoured(place.folder))
+    except ConsiliumError as error:
+        return replace(place, problem=str(error))
+
+
 def export_accepted(dataset: Dataset, case: Case, chosen: dict[str, str], note: str) -> Path:
-    """Write the accepted contours of a case as an RTSTRUCT beside the decisions.
+    """Write the accepted contours of a case beside the decisions: RTSTRUCT, or NIfTI where it is no DICOM.
 
     Args:
         dataset: Holds the case.
-        case: Must come from DICOM.
+        case: To export.
         chosen: Structure -> reader.
         note: Who accepted what and when.
+
+    Returns:
+        The RTSTRUCT, or the folder of NIfTI files with ``decisions.txt``.
     """
+    from consilium.cases.dataset import file_name_of
+    from consilium.cases.nifti import write_nifti
     from consilium.exporters.dicom_reference import SeriesReference
     from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
+    from consilium.geometry.volume import Volume
 
-    reference = SeriesReference.from_record(dataset.private_part().read_record(case.case_id))
-    path = dataset.folder / "review" / "exports" / f"{case.case_id}.dcm"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    record, grid = dataset.private_part().read_record(case.case_id), case.image.grid
     masks = ((name, dataset.load_mask(case, name, reader)) for name, reader in sorted(chosen.items()))
+    exports = dataset.folder / "review" / "exports"
+    if record.get("kind") != "dicom":
+        folder = exports / case.case_id
+        folder.mkdir(parents=True, exist_ok=True)
+        for earlier in folder.glob("*.nii.gz"):
+            earlier.unlink()
+        for name, mask in masks:
+            write_nifti(folder / f"{file_name_of(name)}.nii.gz", Volume(mask, grid))
+        write_atomically(folder / "decisions.txt", note.replace("; ", "\n").encode() + b"\n")
+        return folder
+    path = exports / f"{case.case_id}.dcm"
+    path.parent.mkdir(parents=True, exist_ok=True)
     readers = ", ".join(sorted(set(chosen.values())))
     export_rtstruct(
         path,
-        rois_from_masks(masks, case.image.grid),
-        case.image.grid,
-        reference,
+        rois_from_masks(masks, grid),
+        grid,
+        SeriesReference.from_record(record),
         algorithm=Algorithm(
             name="consilium review",
             model_sha256=readers[:64],

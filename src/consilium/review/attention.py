@@ -1,10 +1,12 @@
-"""Which case needs a look: disagreement between contours and volumes that stand out."""
+"""Which case needs a look: a model in doubt, disagreement between contours, volumes that stand out."""
 
 import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from consilium.cases.dataset import Dataset
 from consilium.cases.files import read_json, write_json
 from consilium.errors import DataError
 from consilium.metrics.overlap import dice
-from consilium.types import no_progress
+from consilium.types import Progress, no_progress
 
 MIN_CASES_FOR_OUTLIERS = 5
 OUTLIER_ROBUST_Z = 3.5
@@ -23,50 +25,118 @@ OUTLIER_ROBUST_Z = 3.5
 MAD_TO_SIGMA = 0.6745
 
 
+NOT_FOUND_SCORE = 0.9
+WORTH_SAYING = 0.1
+"""Doubt and disagreement (one minus Dice) below this need no words."""
+
+
+class Kind(StrEnum):
+    """Why something needs a look."""
+
+    DOUBT = "doubt"
+    DISAGREEMENT = "disagreement"
+    VOLUME = "volume"
+    UNREADABLE = "unreadable"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why a structure of a case needs a look; ``score`` from 0 (no need) to 1."""
+    """Why a structure of a case needs a look.
+
+    Args:
+        structure: Name; empty where the whole case is meant.
+        message: What was found, with values.
+        score: From 0 (no need) to 1.
+        kind: Why.
+        readers: Whose contours are meant: one, or the two that disagree.
+        value: The doubt, one minus the Dice, or the ratio of the volume to the median.
+    """
 
     structure: str
     message: str
     score: float
+    kind: Kind = Kind.UNREADABLE
+    readers: tuple[str, ...] = ()
+    value: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the list shows of one case: its record, and its reasons; None while they are being computed."""
+
+    case: Case
+    reasons: tuple[Reason, ...] | None = None
+
+    @property
+    def score(self) -> float:
+        """The strongest reason's; 0 while unknown or without any."""
+        return max((reason.score for reason in self.reasons or ()), default=0.0)
+
+    @property
+    def spoken(self) -> tuple[Reason, ...]:
+        """The reasons that are worth words, the strongest first."""
+        return tuple(r for r in self.reasons or () if r.score >= WORTH_SAYING)
+
+    def strongest(self, kind: Kind) -> Reason | None:
+        """The strongest reason of a kind, if there is one."""
+        return max((r for r in self.reasons or () if r.kind is kind), key=lambda r: r.score, default=None)
 
 
 def volume_outliers(cases: Iterable[Case]) -> dict[str, list[Reason]]:
-    """Case id -> structures whose volume stands out among the dataset's (robust z of the log volume).
+    """Case id -> contours whose volume stands out among the dataset's (robust z of the log volume).
 
     Structures with fewer than `MIN_CASES_FOR_OUTLIERS` volumes give no reason.
     """
-    volumes: dict[str, list[tuple[str, float]]] = {}
+    volumes: dict[str, list[tuple[str, str, float]]] = {}
     for case in cases:
-        for structure in case.structures:
-            annotation = case.annotation(structure)
-            if annotation is not None and annotation.volume_cm3 > 0:
-                volumes.setdefault(structure, []).append((case.case_id, annotation.volume_cm3))
+        for a in case.annotations:
+            if a.volume_cm3 > 0 and not a.derived:
+                volumes.setdefault(a.structure, []).append((case.case_id, a.reader, a.volume_cm3))
     reasons: dict[str, list[Reason]] = {}
     for structure, entries in volumes.items():
         if len(entries) < MIN_CASES_FOR_OUTLIERS:
             continue
-        logs = np.log([volume for _, volume in entries])
+        logs = np.log([volume for *_, volume in entries])
         middle = float(np.median(logs))
         spread = float(np.median(np.abs(logs - middle))) / MAD_TO_SIGMA
-        for (case_id, volume), log in zip(entries, logs, strict=True):
+        for (case_id, reader, volume), log in zip(entries, logs, strict=True):
             z = abs(log - middle) / spread if spread > 0 else 0.0
             if z > OUTLIER_ROBUST_Z:
                 message = f"{volume:.1f} cm³ where the median is {math.exp(middle):.1f} cm³"
                 score = min(1.0, z / (2 * OUTLIER_ROBUST_Z))
                 reasons.setdefault(case_id, []).append(
-                    Reason(structure=structure, message=message, score=score)
+                    Reason(
+                        structure=structure,
+                        message=message,
+                        score=score,
+                        kind=Kind.VOLUME,
+                        readers=(reader,),
+                        value=volume / math.exp(middle),
+                    )
                 )
+    return reasons
+
+
+def doubts(case: Case) -> list[Reason]:
+    """Structures that a model found with doubt, or did not find at all."""
+    reasons = []
+    for a in case.annotations:
+        who: dict[str, Any] = {"structure": a.structure, "kind": Kind.DOUBT, "readers": (a.reader,)}
+        if a.proposed and a.state is State.ABSENT:
+            found = f"not found by {a.reader}"
+            reasons.append(Reason(message=found, score=NOT_FOUND_SCORE, value=1.0, **who))
+        elif a.doubt is not None:
+            said = f"{a.reader} expects a Dice of {1 - a.doubt:.2f}"
+            reasons.append(Reason(message=said, score=a.doubt, value=a.doubt, **who))
     return reasons
 
 
 def disagreements(dataset: Dataset, case: Case) -> list[Reason]:
     """Structures with several contours, by the lowest Dice between two of them; kept in the cache folder."""
     reasons = []
-    for structure in case.structures:
+    for structure in sorted({a.structure for a in case.annotations}):
         found = [a for a in case.annotations if a.structure == structure and a.state is State.CONTOURED]
-        compared = [a for a in found if not a.reader.startswith("agreement-")]
+        compared = [a for a in found if not a.derived]
         worst: tuple[float, str, str] | None = None
         for one, other in itertools.combinations(compared, 2):
             value = _cached_dice(dataset, case, one, other)
@@ -74,12 +144,21 @@ def disagreements(dataset: Dataset, case: Case) -> list[Reason]:
                 worst = (value, one.reader, other.reader)
         if worst is not None:
             message = f"Dice {worst[0]:.2f} between {worst[1]} and {worst[2]}"
-            reasons.append(Reason(structure=structure, message=message, score=1.0 - worst[0]))
+            reasons.append(
+                Reason(
+                    structure=structure,
+                    message=message,
+                    score=1.0 - worst[0],
+                    kind=Kind.DISAGREEMENT,
+                    readers=worst[1:],
+                    value=1.0 - worst[0],
+                )
+            )
     return reasons
 
 
 class Attention:
-    """The reasons of every case, filled in the background so that the list opens at once.
+    """What the list shows of every case, filled in the background so that the list opens at once.
 
     Args:
         dataset: To look through.
@@ -89,8 +168,8 @@ class Attention:
     def __init__(self, dataset: Dataset, *, look_at: Callable[[Case], object] = lambda case: None) -> None:
         self._dataset = dataset
         self._look_at = look_at
-        self._reasons: dict[str, list[Reason]] = {}
-        self._pending: set[str] = set(dataset.case_ids)
+        self._looks: dict[str, Look] = {case.case_id: Look(case=case) for case in dataset.cases()}
+        self._outliers = volume_outliers(look.case for look in self._looks.values())
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -98,28 +177,40 @@ class Attention:
         self._thread = threading.Thread(target=self.compute, daemon=True)
         self._thread.start()
 
-    def compute(self, progress: Any = no_progress) -> None:
-        """Fill in every case; a case that cannot be read is shown as such."""
-        cases = list(self._dataset.cases())
-        outliers = volume_outliers(cases)
+    def compute(self, progress: Progress = no_progress) -> None:
+        """Fill in every case: first what needs no other image, then what fills the cache."""
+        cases = [look.case for look in self._looks.values()]
         for done, case in enumerate(cases, start=1):
-            try:
-                self._look_at(case)
-                reasons = outliers.get(case.case_id, []) + disagreements(self._dataset, case)
-            except DataError as error:
-                reasons = [Reason(structure="", message=str(error), score=1.0)]
-            self._reasons[case.case_id] = sorted(reasons, key=lambda r: -r.score)
-            self._pending.discard(case.case_id)
+            self.renew(case)
             progress("comparing contours", done, len(cases))
+        for case in cases:
+            with suppress(DataError):
+                self._look_at(case)
 
-    def reasons(self, case_id: str) -> list[Reason] | None:
-        """Reasons of a case, the strongest first; None while they are being computed."""
-        return None if case_id in self._pending else self._reasons.get(case_id, [])
+    def renew(self, case: Case) -> None:
+        """Look at one case again, e.g. after a correction; one that cannot be read is shown as such."""
+        try:
+            reasons = self._outliers.get(case.case_id, []) + doubts(case) + disagreements(self._dataset, case)
+        except DataError as error:
+            reasons = [Reason(structure="", message=str(error), score=1.0)]
+        found = tuple(sorted(reasons, key=lambda r: -r.score))
+        self._looks[case.case_id] = Look(case=case, reasons=found)
 
-    def score(self, case_id: str) -> float:
-        """The strongest reason's score; 0 while unknown or without any."""
-        reasons = self.reasons(case_id)
-        return reasons[0].score if reasons else 0.0
+    def renew_soon(self, case: Case) -> None:
+        """`renew` in the background, for whoever must answer at once."""
+        self._looks[case.case_id] = Look(case=case)
+        threading.Thread(target=self.renew, args=(case,), daemon=True).start()
+
+    def looks(self) -> list[Look]:
+        """One of every case that the dataset holds now, in the order of their ids."""
+        ids = self._dataset.case_ids
+        for case_id in set(ids) - self._looks.keys():
+            self.renew(self._dataset.case(case_id))
+        return [self._looks[case_id] for case_id in ids]
+
+    def look(self, case_id: str) -> Look | None:
+        """One case's; None if it came into the dataset after the page was started."""
+        return self._looks.get(case_id)
 
 
 def _cached_dice(dataset: Dataset, case: Case, one: Annotation, other: Annotation) -> float:

@@ -1,18 +1,11 @@
 """A corrected contour becomes a new reader in the dataset; what was there stays as it is."""
 
-import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
-import numpy as np
-
-from consilium.cases.case import Annotation, Case, State
+from consilium.cases.annotate import write_annotation
+from consilium.cases.case import Annotation, Case
 from consilium.cases.dataset import Dataset
-from consilium.cases.files import sync_folder
-from consilium.cases.folder import file_name_of
-from consilium.cases.nifti import content_sha256, write_nifti
-from consilium.geometry.volume import Volume
 from consilium.review.store import DecisionConflict, DecisionStore
 from consilium.types import Mask
 
@@ -41,33 +34,9 @@ def add_correction(
         The case as it is now, and the new annotation.
     """
     with _lock:
-        case = dataset.case(case_id)
-        reader = _next_reader(case)
+        reader = _next_reader(dataset.case(case_id))
         announce(reader)
-        annotation = Annotation(structure=structure, reader=reader, state=State.ABSENT)
-        if mask.any():
-            file = f"masks/{file_name_of(reader)}/{file_name_of(structure)}.nii.gz"
-            path = dataset.case_folder(case_id) / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            write_nifti(temporary, Volume(mask, case.image.grid))
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-            voxels = int(np.count_nonzero(mask))
-            annotation = Annotation(
-                structure=structure,
-                reader=reader,
-                state=State.CONTOURED,
-                file=file,
-                content_sha256=content_sha256(mask.view(np.uint8)),
-                voxels=voxels,
-                volume_cm3=voxels * case.image.grid.voxel_volume_cm3,
-            )
-        case = replace(case, annotations=(*case.annotations, annotation))
-        dataset.update(case)
-        return case, annotation
+        return write_annotation(dataset, case_id, structure, mask, reader=reader)
 
 
 def complete_corrections(dataset: Dataset, store: DecisionStore) -> int:

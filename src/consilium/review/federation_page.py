@@ -48,6 +48,17 @@ def federation_sections(folder: Path) -> list[Section]:
     ]
 
 
+def federation_summary(folder: Path) -> str:
+    """In one line: how far, with whom."""
+    events, status = read_lines(folder / LOG), _status(folder)
+    done = max((int(e["round_number"]) + 1 for e in events if e.get("kind") == "committed"), default=0)
+    last = status or (events[-1] if events else {})
+    sites = _enrolled(folder) or sorted({e["site"] for e in events if e.get("site")})
+    return (
+        f"{len(sites)} sites, {done} of {last.get('rounds', '?')} rounds; {last.get('kind', 'not started')}"
+    )
+
+
 def site_lines(
     sites: Sequence[str], events: Sequence[Mapping[str, Any]], status: Mapping[str, Any]
 ) -> list[SiteLine]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from consilium.cases.dataset import MANIFEST
+from consilium.cases.dataset import MANIFEST, Dataset, open_dataset
 from consilium.cases.files import read_json
 from consilium.cases.nifti import read_nifti
 from consilium.errors import DataError
@@ -17,24 +17,43 @@ from consilium.review.federation_page import FILE, LOG, STATUS, federation_secti
 from consilium.review.run_page import Blocks, run_sections
 
 CONTOURS = "contours.json"
+INNER_DATASET = "dataset"
+"""In the output of ``consilium contour``: its image and contours as a case to look at."""
 ENDING = ".nii.gz"
+PAGE_MARK = '<meta name="generator" content="consilium'
+HEAD_CHARACTERS = 4096
+DEPTH = 3
+"""Folders within folders that are looked through, as in a demo's output."""
+LEFT_ALONE = frozenset({"cases", "cache", "private", "masks", "review", "journal"})
 
 
 class Kind(StrEnum):
-    """What a folder can be."""
+    """What a folder, or a file of ours, can be."""
 
     DATASET = "dataset"
-    RUN = "run"
-    FEDERATION = "federation"
     CONTOURED = "contours"
+    FEDERATION = "federation"
+    RUN = "run"
+    PAGE = "page"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A folder that has a page."""
+    """Something that has a page.
+
+    Args:
+        kind: What it is.
+        folder: Where it lies; of a PAGE, the file.
+        name: How people call it.
+        dataset: Whose cases are looked at; of a DATASET, and of CONTOURED where its image was found.
+        problem: Why a CONTOURED has no cases to look at; empty if there is none.
+    """
 
     kind: Kind
     folder: Path
+    name: str
+    dataset: Dataset | None = None
+    problem: str = ""
 
     @property
     def live(self) -> bool:
@@ -51,38 +70,69 @@ class Place:
             return run_sections(self.folder)
         if self.kind is Kind.FEDERATION:
             return federation_sections(self.folder)
-        return contoured_sections(self.folder) if self.kind is Kind.CONTOURED else []
+        return contoured_sections(self.folder, self.problem) if self.kind is Kind.CONTOURED else []
+
+
+def place_of(dataset: Dataset) -> Place:
+    """A dataset as a place."""
+    return Place(kind=Kind.DATASET, folder=dataset.folder, name=dataset.folder.name, dataset=dataset)
 
 
 def find_places(folder: Path) -> list[Place]:
-    """The folder itself, or what lies in it (as in a demo's output), datasets first.
+    """The folder itself and what lies in it (as in a demo's output): what to decide about first, pages last.
 
     Raises:
         DataError: There is nothing of ours.
     """
-    found = list(_place_of(folder))
-    if not found and folder.is_dir():
-        found = [place for inner in sorted(folder.iterdir()) for place in _place_of(inner)]
+    found = list(_places(folder, folder, DEPTH)) if folder.is_dir() else []
     if not found:
         raise DataError(
             f"{folder.name}: must be a dataset, a run, a federation, the output of consilium contour, or a "
             "folder of these; it is none. Make a dataset with: consilium import SOURCE DATASET"
         )
-    return sorted(found, key=lambda place: place.kind is not Kind.DATASET)
+    order = list(Kind)
+    return sorted(found, key=lambda place: order.index(place.kind))
 
 
-def _place_of(folder: Path) -> Iterator[Place]:
+def _places(folder: Path, root: Path, depth: int) -> Iterator[Place]:
+    kind = _kind_of(folder)
+    name = folder.name if folder == root else folder.relative_to(root).as_posix()
+    if kind is not None:
+        dataset = open_dataset(folder) if kind is Kind.DATASET else None
+        yield Place(kind=kind, folder=folder, name=name, dataset=dataset)
+    for file in sorted(folder.glob("*.html")):
+        if _is_page(file):
+            yield Place(kind=Kind.PAGE, folder=file, name=_page_name(file, root))
+    if depth == 0 or kind is Kind.DATASET or kind is Kind.CONTOURED:
+        return
+    for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        if inner.name not in LEFT_ALONE and not inner.name.startswith("."):
+            yield from _places(inner, root, depth - 1)
+
+
+def _kind_of(folder: Path) -> Kind | None:
     if (folder / MANIFEST).exists():
-        yield Place(kind=Kind.DATASET, folder=folder)
-    elif any((folder / name).exists() for name in (FILE, LOG, STATUS)):
-        yield Place(kind=Kind.FEDERATION, folder=folder)
-    elif (folder / CONTOURS).exists():
-        yield Place(kind=Kind.CONTOURED, folder=folder)
-    elif (folder / "config.json").exists() and read_json(folder / "config.json").get("plan"):
-        yield Place(kind=Kind.RUN, folder=folder)
+        return Kind.DATASET
+    if any((folder / name).exists() for name in (FILE, LOG, STATUS)):
+        return Kind.FEDERATION
+    if (folder / CONTOURS).exists():
+        return Kind.CONTOURED
+    config = folder / "config.json"
+    return Kind.RUN if config.exists() and read_json(config).get("plan") else None
 
 
-def contoured_sections(folder: Path) -> list[Section]:
+def _is_page(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as text:
+        return PAGE_MARK in text.read(HEAD_CHARACTERS)
+
+
+def _page_name(file: Path, root: Path) -> str:
+    """``evaluation`` for ``evaluation/evaluation.html``, else the path without its ending."""
+    path = file.relative_to(root).with_suffix("")
+    return path.parent.as_posix() if path.name == path.parent.name else path.as_posix()
+
+
+def contoured_sections(folder: Path, problem: str) -> list[Section]:
     """Volumes, doubt and silhouettes of what a model contoured."""
     record = read_json(folder / CONTOURS)
     found = sorted(record["structures"], key=lambda row: -(row.get("doubt") or 0.0))
@@ -97,8 +147,8 @@ def contoured_sections(folder: Path) -> list[Section]:
     )
     blocks: Blocks = [
         Text(
-            text="These contours are proposals that nobody has approved. To look at them on the image and to "
-            "decide: consilium import IMAGE-AND-CONTOURS DATASET, then consilium review DATASET.",
+            text="These contours are proposals that nobody has approved, and cannot be shown on their image. "
+            + problem,
             kind="warning",
         ),
         table,

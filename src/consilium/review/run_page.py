@@ -70,6 +70,18 @@ def run_sections(folder: Path) -> list[Section]:
     ]
 
 
+def run_summary(folder: Path) -> str:
+    """In one line: how good, and how far."""
+    record, log = read_json(folder / CONFIG), read_lines(folder / LOG)
+    if not log:
+        return "no validation yet"
+    best = next((entry for entry in reversed(log) if entry.get("best")), log[-1])
+    left = seconds_left(record.get("budget", {}), log[-1])
+    dice = _number(best.get("validation", {}).get("mean"))
+    said = "no validation Dice" if math.isnan(dice) else f"mean validation Dice {dice:.2f}"
+    return f"{said}; " + ("the budget is spent" if left == 0 else f"{say_duration(left)} left")
+
+
 def _state(folder: Path, record: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> Blocks:
     budget = " and ".join(f"{value:g} {unit}" for unit, value in record.get("budget", {}).items() if value)
     if not log:

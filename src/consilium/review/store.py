@@ -1,6 +1,7 @@
 """Decisions about contours: SQLite with an append-only history, safe against kill −9 and two open tabs."""
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,10 @@ class Decision:
             raise ConsiliumError(
                 "decision: person must have 1 to 64 printable characters. Fill in your name."
             )
+        if not (math.isfinite(self.seconds_spent) and math.isfinite(self.contour_changed_mm)):
+            raise ConsiliumError("decision: seconds and millimetres must be finite numbers; they are not.")
+        if min(self.seconds_spent, self.contour_changed_mm) < 0:
+            raise ConsiliumError("decision: seconds and millimetres must not be negative; one is.")
         if len(self.reason) > MAX_REASON_LENGTH:
             raise ConsiliumError(
                 f"decision: the reason must have at most {MAX_REASON_LENGTH} characters; "
@@ -202,6 +207,13 @@ class DecisionStore:
     def latest(self, case_id: str) -> dict[str, Recorded]:
         """Structure -> its latest decision."""
         return {recorded.decision.structure: recorded for recorded in self.history(case_id)}
+
+    def latest_of_all(self) -> dict[str, dict[str, Recorded]]:
+        """Case id -> structure -> its latest decision."""
+        found: dict[str, dict[str, Recorded]] = {}
+        for recorded in self.history():
+            found.setdefault(recorded.decision.case_id, {})[recorded.decision.structure] = recorded
+        return found
 
     def _latest_number(self, connection: sqlite3.Connection, case_id: str, structure: str) -> int:
         row = connection.execute(

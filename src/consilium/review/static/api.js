@@ -1,7 +1,7 @@
 // What the page asks of its server, and the caches that keep scrolling smooth.
 
 export const record = JSON.parse(document.getElementById("record").textContent);
-const base = `/case/${record.case_id}`;
+const { base } = record;
 const KEPT_SLICES = 240;
 const slices = new Map();
 
