@@ -59,14 +59,25 @@ def _hidden(value: Tensor, parameters: Parameters, plan: BranchPlan) -> Tensor:
 
 def branch_steps(stream: Tensor, parameters: Parameters, plan: BranchPlan) -> Tensor:
     """The branch's value before rounding, times GRID on the grid, in the working dtype; differentiable."""
-    value = stream.to(_working(stream, plan))
-    hidden = _hidden(value, parameters, plan)
+    hidden = _hidden(stream.to(_working(stream, plan)), parameters, plan)
+    return _steps(hidden, parameters, plan, stream.dtype)
+
+
+def branch_to_keep(stream: Tensor, parameters: Parameters, plan: BranchPlan) -> tuple[Tensor, Tensor]:
+    """The map before the norm, which `undo_and_differentiate` would compute again, and `branch_steps`."""
+    assert plan.normed, "without a norm the activation overwrites the map"
+    hidden = _hidden(stream.to(_working(stream, plan)), parameters, plan)
+    return hidden, _steps(hidden, parameters, plan, stream.dtype)
+
+
+def _steps(hidden: Tensor, parameters: Parameters, plan: BranchPlan, dtype: torch.dtype) -> Tensor:
+    """From the first convolution to the second; overwrites ``hidden`` where there is no norm."""
     if plan.normed:
         hidden = instance_norm(hidden, parameters[1], parameters[2])
     hidden = functional.leaky_relu_(hidden, SLOPE)
     if plan.seed is not None:
         hidden = hidden * draw_channel_mask(hidden, plan.dropout, plan.seed)
-    return _second(hidden, parameters, plan, stream.dtype)
+    return _second(hidden, parameters, plan, dtype)
 
 
 def _second(hidden: Tensor, parameters: Parameters, plan: BranchPlan, dtype: torch.dtype) -> Tensor:
@@ -114,22 +125,30 @@ def accumulate_(total: Tensor, part: Tensor) -> None:
 
 
 def undo_and_differentiate(
-    source: Tensor, target: Tensor, grad: Tensor, parameters: Parameters, plan: BranchPlan
+    source: Tensor,
+    target: Tensor | None,
+    grad: Tensor,
+    parameters: Parameters,
+    plan: BranchPlan,
+    *,
+    kept: list[Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Take a branch back out of the stream and differentiate it, without autograd.
 
     Args:
         source: The half (B, C/2, Z, Y, X) that the branch reads.
-        target: The half that it was added to; the branch's value is subtracted in place.
-        grad: Gradient by ``target`` as it was behind the coupling.
+        target: The half that it was added to; the branch's value is subtracted in place. None where that is
+            done, or nobody needs it any more.
+        grad: Gradient by the target as it was behind the coupling.
         parameters: The branch's parameters.
         plan: The same as in the forward pass.
+        kept: The map of `branch_to_keep`, taken out of the list so that it is freed in time.
 
     Returns:
         The gradient by ``source`` through the branch, in the working dtype, and by each parameter.
     """
     dtype = _working(source, plan)
-    hidden = _hidden(source.to(dtype), parameters, plan)
+    hidden = kept.pop() if kept else _hidden(source.to(dtype), parameters, plan)
     mean = deviation = hidden
     active = hidden
     if plan.normed:
@@ -137,7 +156,8 @@ def undo_and_differentiate(
     functional.leaky_relu_(active, SLOPE)
     mask = None if plan.seed is None else draw_channel_mask(active, plan.dropout, plan.seed)
     masked = active if mask is None else active * mask
-    add_steps_(target, _second(masked, parameters, plan, source.dtype), plan, sign=-1.0)
+    if target is not None:
+        add_steps_(target, _second(masked, parameters, plan, source.dtype), plan, sign=-1.0)
 
     grad_bias = grad.sum(dim=(0, 2, 3, 4))
     weight = parameters[-2].to(dtype)

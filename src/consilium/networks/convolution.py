@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consilium.networks.blocks import run_function
+from consilium.networks.weight_gradient import can_accumulate, compute_weight_gradient
 
 Triple: TypeAlias = tuple[int, int, int]
 Pads: TypeAlias = list[int]
@@ -29,6 +30,10 @@ def is_slow(image: Tensor, weight: Tensor) -> bool:
     return small and not large_kernel and _HAS_ONEDNN
 
 
+def _needs_gradient(weight: Tensor) -> bool:
+    return weight.requires_grad and torch.is_grad_enabled()
+
+
 def _pads(weight: Tensor) -> Pads:
     return [k // 2 for k in weight.shape[2:]]
 
@@ -47,7 +52,7 @@ def convolve(
     Returns:
         (B, O, ceil(Z / sz), ceil(Y / sy), ceil(X / sx)) in the dtype of ``image``.
     """
-    if is_slow(image, weight):
+    if is_slow(image, weight) or (can_accumulate(image, weight) and _needs_gradient(weight)):
         result: Tensor = run_function(_OneDnnConvolution, image, weight, bias, stride)
     else:
         result = functional.conv3d(image, weight, bias, stride=stride, padding=tuple(_pads(weight)))
@@ -61,31 +66,34 @@ def convolve_backward(
     grad: Tensor, image: Tensor, weight: Tensor, *, stride: Triple = (1, 1, 1), needs_image: bool = True
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of `convolve` by ``image`` (or None where not needed) and ``weight``."""
-    sparse = is_slow(image, weight)
-    if sparse:
+    by_image = _differentiate_by_image(grad, image, weight, stride) if needs_image else None
+    if can_accumulate(image, weight):
+        return by_image, compute_weight_gradient(grad, image, weight, stride)
+    return by_image, _differentiate(grad, image, weight, stride, [False, True, False])[1]
+
+
+def _differentiate_by_image(grad: Tensor, image: Tensor, weight: Tensor, stride: Triple) -> Tensor:
+    if stride == (1, 1, 1) and is_slow(image, weight):
+        # A convolution with the mirrored kernel, which oneDNN runs in our layout without a copy.
+        mirrored = weight.flip(2, 3, 4).transpose(0, 1).contiguous()
+        result: Tensor = torch.mkldnn_convolution(grad, mirrored, None, _pads(weight), stride, [1, 1, 1], 1)
+        return result
+    return _differentiate(grad, image, weight, stride, [True, False, False])[0]
+
+
+def _differentiate(
+    grad: Tensor, image: Tensor, weight: Tensor, stride: Triple, wanted: list[bool]
+) -> tuple[Tensor, ...]:
+    if is_slow(image, weight):
         grad, image = grad.to_mkldnn(), image.to_mkldnn()
-    grad_image, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad,
-        image,
-        weight,
-        None,
-        stride,
-        _pads(weight),
-        [1, 1, 1],
-        False,
-        [0, 0, 0],
-        1,
-        [needs_image, True, False],
+    found = torch.ops.aten.convolution_backward(
+        grad, image, weight, None, stride, _pads(weight), [1, 1, 1], False, [0, 0, 0], 1, wanted
     )
-    return (_dense(grad_image) if needs_image else None), _dense(grad_weight)
-
-
-def _dense(value: Tensor) -> Tensor:
-    return value.to_dense() if value.is_mkldnn else value
+    return tuple(one.to_dense() if one is not None and one.is_mkldnn else one for one in found)
 
 
 class _OneDnnConvolution(torch.autograd.Function):
-    """`convolve` where torch would be slow: oneDNN called by name, forwards and backwards."""
+    """`convolve` where torch would be slow: oneDNN called by name, and our own gradient by the weight."""
 
     @staticmethod
     def forward(image: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple) -> Tensor:

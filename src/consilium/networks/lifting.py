@@ -1,25 +1,16 @@
 """An orthogonal matrix as rounded shears, undone bit for bit, in one pass between fine and coarse voxels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from consilium.networks.compiled import compiled
 from consilium.types import Array, FloatArray
 
 GRID = 2.0**16
 """The invertible stream lives on multiples of 1 / GRID, exact in float32 while its size is below 256."""
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _compiled(function: F) -> F:
-    """numba's compiler, with the function's own type kept."""
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
 @dataclass(frozen=True)
@@ -65,14 +56,14 @@ def compute_lifting(matrix: FloatArray) -> Lifting:
     )
 
 
-@_compiled
+@compiled
 def _shear(target: Array, source: Array, factor: np.float32) -> None:
     scaled, step = np.float32(factor * np.float32(65536.0)), np.float32(1.0 / 65536.0)
     for n in range(target.size):
         target[n] += np.rint(source[n] * scaled) * step
 
 
-@_compiled
+@compiled
 def _lift_rows(rows: Array, signs: Array, first: Array, second: Array, tangent: Array, sine: Array) -> None:
     for r in range(signs.size):
         if signs[r] < 0:
@@ -85,7 +76,7 @@ def _lift_rows(rows: Array, signs: Array, first: Array, second: Array, tangent: 
         _shear(upper, lower, -tangent[s])
 
 
-@_compiled
+@compiled
 def _sink_rows(rows: Array, signs: Array, first: Array, second: Array, tangent: Array, sine: Array) -> None:
     """Undo `_lift_rows`."""
     for s in range(first.size - 1, -1, -1):
@@ -99,7 +90,7 @@ def _sink_rows(rows: Array, signs: Array, first: Array, second: Array, tangent: 
                 rows[r, n] = -rows[r, n]
 
 
-@_compiled
+@compiled
 def _lift_blocks(fine: Array, coarse: Array, steps: tuple[Array, ...], up: bool) -> None:
     """fine (B, Z, Y, X, k) -> coarse (B, Z/sz, Y/sy, X/sx, r * k), or back where ``up``."""
     signs, first, second, tangent, sine = steps

@@ -9,6 +9,7 @@ from consilium.networks.blocks import Triple, as_three
 from consilium.networks.build import build_network
 from consilium.networks.config import NetworkConfig
 from consilium.networks.convolution import SLOW_BELOW
+from consilium.networks.weight_gradient import is_processor_suited
 
 FLOAT = 4
 """Bytes of a float32 number."""
@@ -62,7 +63,7 @@ def predict_peak_bytes(
     if config.bf16:
         outside += _scratch_bytes(config, shape)
     if batch == 1 and _is_slow(config, shape):
-        outside += (4 * maps[0] // 2 if config.kind == "iunet" else 5 * maps[0]) * FLOAT
+        outside += FLOAT * maps[0] * _count_copied_maps(config)
     if config.kind == "iunet":
         return outside + (_reversible_body if config.reversible else _plain_body)(config, maps)
     return outside + _unet_body(config, maps, voxels)
@@ -98,8 +99,13 @@ def predict_flops(config: NetworkConfig, shape_zyx: tuple[int, ...], *, training
         total += 2 * maps[0] * config.out_channels
     if not training:
         return total
-    recomputes = config.reversible if config.kind == "iunet" else config.checkpointing
-    return total * (4 if recomputes else 3)
+    if config.kind == "unet3d":
+        return total * (4 if config.checkpointing else 3)
+    if not config.reversible:
+        return total * 3
+    # Three convolutions are not run again: the last branch's two, and the first branch's second.
+    spared = 3 if config.norm == "instance" else 1
+    return total * 4 - spared * 2 * kernels[0] * maps[0] * config.channels[0] // 4
 
 
 def count_map_numbers(config: NetworkConfig, shape_zyx: Triple) -> list[int]:
@@ -136,6 +142,12 @@ def _is_slow(config: NetworkConfig, shape: Triple) -> bool:
     stem = as_three(config.stem_stride) if config.kind == "iunet" and config.stem == "squeeze" else (1, 1, 1)
     row = numbers // max(1, depth[2] // stem[2]) // (2 if config.kind == "iunet" else 1)
     return not config.bf16 and row <= SLOW_BELOW
+
+
+def _count_copied_maps(config: NetworkConfig) -> int:
+    if config.kind == "unet3d" and not config.checkpointing:
+        return 2
+    return 0 if is_processor_suited() else 1
 
 
 def _scratch_bytes(config: NetworkConfig, shape: Triple) -> int:

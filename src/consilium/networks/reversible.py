@@ -14,6 +14,7 @@ from consilium.networks.branch import (
     accumulate_,
     add_steps_,
     branch_steps,
+    branch_to_keep,
     undo_and_differentiate,
 )
 from consilium.networks.lifting import GRID
@@ -69,11 +70,16 @@ def _as_rows(image: Tensor) -> Tensor:
 
 @dataclass
 class Walk:
-    """A pass over the trunk that changes its two halves in place and collects gradients by place."""
+    """A pass over the trunk that changes its two halves in place and collects gradients by place.
+
+    ``kept`` holds, between `run` and `run_backward`, two maps of the last coupling's branch, the first that
+    is undone: they are alive at the memory's peak anyway.
+    """
 
     plan: TrunkPlan
     tensors: Sequence[Tensor]
     gradients: dict[int, Tensor] = field(default_factory=dict)
+    kept: list[Tensor] = field(default_factory=list)
 
     def _parameters(self, place: slice) -> tuple[Tensor, ...]:
         return tuple(self.tensors[place])
@@ -85,11 +91,19 @@ class Walk:
         kept = self.plan.kept[scale]
         return halves[0][:, :kept], halves[1][:, :kept]
 
-    def couple(self, halves: Halves, couplings: Couplings) -> Halves:
-        """Run couplings: add the branch of one half to the other, then swap their names."""
+    def couple(self, halves: Halves, couplings: Couplings, *, keep: bool = False) -> Halves:
+        """Run couplings: add the branch of one half to the other, then swap their names.
+
+        With ``keep`` the last one's branch is kept for the backward pass.
+        """
         first, second = halves
-        for plan, place in couplings:
-            add_steps_(first, branch_steps(second, self._parameters(place), plan), plan, sign=1.0)
+        for number, (plan, place) in enumerate(couplings, start=1):
+            parameters = self._parameters(place)
+            if keep and number == len(couplings) and plan.normed:
+                self.kept.extend(branch_to_keep(second, parameters, plan))
+                add_steps_(first, self.kept[-1], plan, sign=1.0)
+            else:
+                add_steps_(first, branch_steps(second, parameters, plan), plan, sign=1.0)
             first, second = second, first
         return first, second
 
@@ -101,13 +115,23 @@ class Walk:
             add_steps_(first, branch_steps(second, self._parameters(place), plan), plan, sign=-1.0)
         return first, second
 
-    def uncouple_backward(self, halves: Halves, grads: Halves, couplings: Couplings) -> tuple[Halves, Halves]:
-        """Undo `couple` and carry the gradients across it, in place."""
+    def uncouple_backward(
+        self, halves: Halves, grads: Halves, couplings: Couplings, *, at_start: bool = False
+    ) -> tuple[Halves, Halves]:
+        """Undo `couple` and carry the gradients across it, in place.
+
+        With ``at_start`` nothing comes before these couplings, and the half that the first of them changed
+        is not restored.
+        """
         (first, second), (grad_first, grad_second) = halves, grads
-        for plan, place in reversed(couplings):
+        for number, (plan, place) in reversed(tuple(enumerate(couplings))):
             first, second, grad_first, grad_second = second, first, grad_second, grad_first
+            target = None if at_start and number == 0 else first
+            if self.kept:
+                add_steps_(first, self.kept.pop(), plan, sign=-1.0)
+                target = None
             flow, by_parameter = undo_and_differentiate(
-                second, first, grad_first, self._parameters(place), plan
+                second, target, grad_first, self._parameters(place), plan, kept=self.kept
             )
             accumulate_(grad_second, flow)
             del flow
@@ -128,21 +152,21 @@ class Walk:
         for target, source in zip(self._descending(halves, scale), coarse, strict=True):
             upsample_into(target, source, matrix, stride, on_grid=self.plan.on_grid)
 
-    def run(self, halves: Halves, outputs: list[Tensor | None]) -> Halves:
-        """Encoder and decoder; fills ``outputs`` per scale."""
+    def run(self, halves: Halves, outputs: list[Tensor | None], *, keep: bool = False) -> Halves:
+        """Encoder and decoder; fills ``outputs`` per scale, and with ``keep`` ``self.kept``."""
         skips: list[Halves] = []
         last = self.plan.scales - 1
         for scale in range(last):
             halves = self.couple(halves, self.plan.encoder[scale])
             skips.append(halves)
             halves = self.go_down(halves, scale)
-        halves = self.couple(halves, self.plan.encoder[last])
+        halves = self.couple(halves, self.plan.encoder[last], keep=keep and not last)
         self._emit(halves, last, outputs)
         for scale in reversed(range(last)):
             coarse, halves = halves, skips.pop()
             self.go_up(halves, coarse, scale)
             del coarse
-            halves = self.couple(halves, self.plan.decoder[scale])
+            halves = self.couple(halves, self.plan.decoder[scale], keep=keep and not scale)
             self._emit(halves, scale, outputs)
         return halves
 
@@ -172,14 +196,15 @@ class Walk:
             skips.append((halves, grads))
             halves, grads = self._go_up_backward(halves, grads, scale)
         grads = self._emit_backward(halves, grads, output_grads[last], last)
-        halves, grads = self.uncouple_backward(halves, grads, self.plan.encoder[last])
+        halves, grads = self.uncouple_backward(halves, grads, self.plan.encoder[last], at_start=not last)
         for scale in reversed(range(last)):
             coarse, coarse_grads = halves, grads
             halves, grads = skips.pop()
             self.go_up(halves, coarse, scale)
             self._go_down_backward(halves, grads, coarse_grads, scale)
             del coarse, coarse_grads
-            halves, grads = self.uncouple_backward(halves, grads, self.plan.encoder[scale])
+            couplings = self.plan.encoder[scale]
+            halves, grads = self.uncouple_backward(halves, grads, couplings, at_start=not scale)
         return grads
 
     def _emit(self, halves: Halves, scale: int, outputs: list[Tensor | None]) -> None:
@@ -245,20 +270,21 @@ def round_to_grid_(halves: Halves) -> None:
 
 
 class ReversibleTrunk(torch.autograd.Function):
-    """The walk over the trunk; keeps two halves of the last state and rebuilds everything before it."""
+    """The walk over the trunk; keeps the two halves of the last state and rebuilds everything before it."""
 
     @staticmethod
     def forward(
-        ctx: Any, plan: TrunkPlan, first: Tensor, second: Tensor, *tensors: Tensor
+        ctx: Any, plan: TrunkPlan, differentiated: bool, first: Tensor, second: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         halves = (first.detach(), second.detach())
         if plan.on_grid:
             round_to_grid_(halves)
         outputs: list[Tensor | None] = [None] * plan.scales
-        halves = Walk(plan, tensors).run(halves, outputs)
+        walk = Walk(plan, tensors)
+        halves = walk.run(halves, outputs, keep=differentiated)
         ctx.plan, ctx.present = plan, [one is not None for one in outputs]
-        if any(ctx.needs_input_grad):
-            ctx.state = [halves]
+        if differentiated:
+            ctx.state = [(halves, walk.kept)]
             ctx.save_for_backward(*tensors)
         return tuple(one for one in outputs if one is not None)
 
@@ -272,6 +298,7 @@ class ReversibleTrunk(torch.autograd.Function):
             )
         given = iter(grads)
         output_grads = [next(given) if present else None for present in ctx.present]
-        walk = Walk(ctx.plan, ctx.saved_tensors)
-        first, second = walk.run_backward(ctx.state.pop(), output_grads)
-        return (None, first, second, *(walk.gradients.get(place) for place in range(len(walk.tensors))))
+        halves, kept = ctx.state.pop()
+        walk = Walk(ctx.plan, ctx.saved_tensors, kept=kept)
+        first, second = walk.run_backward(halves, output_grads)
+        return (None, None, first, second, *(walk.gradients.get(place) for place in range(len(walk.tensors))))

@@ -136,7 +136,7 @@ class InvertibleTrunk(nn.Module):
             first, second = (half.contiguous(memory_format=layout) for half in (first, second))
         else:
             first, second = (half.clone(memory_format=layout) for half in (first, second))
-        return list(run_function(ReversibleTrunk, plan, first, second, *tensors))
+        return list(run_function(ReversibleTrunk, plan, torch.is_grad_enabled(), first, second, *tensors))
 
     @torch.no_grad()
     def transform(self, first: Tensor, second: Tensor) -> Halves:
