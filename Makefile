@@ -1,6 +1,7 @@
 # Everything here needs Python 3.11 or later and nothing else.
 #   make demo                 the main job on phantom hospitals (DATA=folder: on your own images)
 #   make test                 the default test suite
+#   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9
 #   make test-browser         the review page in Chromium, where it is installed
 #   make setup                only the environment, in .venv
 
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 OUT ?= demo-output
 EXTRAS := test,style,browser
 
-.PHONY: setup demo test test-slow test-browser style clean
+.PHONY: setup demo test test-slow test-browser test-node style clean
 
 setup: $(STAMP)
 
@@ -29,6 +30,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+test-node: setup
+	$(BIN)/python -m pytest -q -m network tests/node
 
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"geometry", "cases", "networks"},
     "training": {"geometry", "cases", "networks", "losses", "inference", "metrics"},
     "adaptation": {"geometry", "cases", "networks", "inference", "metrics"},
+    "node": {"cases", "importers", "pages", "review"},
     "review": {"geometry", "cases", "metrics", "exporters", "pages"},
 }
 """Package -> what it may import inside consilium; cli may import everything."""

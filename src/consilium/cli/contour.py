@@ -15,7 +15,7 @@ from consilium.errors import ConfigurationError, DataError
 from consilium.exporters.dicom_reference import SeriesReference
 from consilium.exporters.dicom_seg import export_seg
 from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
-from consilium.geometry.volume import Volume
+from consilium.geometry.volume import Grid, Volume
 from consilium.importers.dicom_scan import scan_dicom
 from consilium.importers.dicom_series import SeriesHeader, read_series
 from consilium.importers.dicom_study import private_record_of
@@ -26,6 +26,7 @@ from consilium.types import Mask, Progress
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 FORMATS = ("rtstruct", "seg", "nifti")
+DICOM_NAMES = {"rtstruct": "contours.dcm", "seg": "segmentation.dcm"}
 
 
 def contour(
@@ -69,27 +70,9 @@ def contour(
         out.mkdir(parents=True, exist_ok=True)
         found: list[Contoured] = []
         masks = _noting(contour_prediction(prediction, volume.grid, progress=progress), found)
-        if chosen == "rtstruct":
-            assert header is not None
-            written = out / "contours.dcm"
-            export_rtstruct(
-                written,
-                rois_from_masks(masks, volume.grid),
-                volume.grid,
-                SeriesReference.from_record(private_record_of(header)),
-                algorithm=Algorithm(name=_name(models), model_sha256=models[0].digest),
-            )
-        elif chosen == "seg":
-            assert header is not None
-            written = out / "segmentation.dcm"
-            export_seg(
-                written,
-                list(masks),
-                volume.grid,
-                private_record_of(header),
-                algorithm=_name(models),
-                model_sha256=models[0].digest,
-            )
+        if header is not None and chosen != "nifti":
+            written = out / DICOM_NAMES[chosen]
+            write_dicom(written, chosen, masks, volume.grid, header, models)
         else:
             written = out
             for name, mask in masks:
@@ -105,6 +88,28 @@ def contour(
     )
     console.print(f"Written: {written}", markup=False, soft_wrap=True)
     console.print(f"Look at them and decide: consilium review {out}", markup=False, soft_wrap=True)
+
+
+def write_dicom(
+    path: Path,
+    form: str,
+    masks: Iterator[tuple[str, Mask]],
+    grid: Grid,
+    header: SeriesHeader,
+    models: list[Model],
+) -> None:
+    """Write the models' contours of a series as one RTSTRUCT (``"rtstruct"``) or DICOM SEG (``"seg"``)."""
+    name, digest, record = _name(models), models[0].digest, private_record_of(header)
+    if form == "seg":
+        export_seg(path, list(masks), grid, record, algorithm=name, model_sha256=digest)
+        return
+    export_rtstruct(
+        path,
+        rois_from_masks(masks, grid),
+        grid,
+        SeriesReference.from_record(record),
+        algorithm=Algorithm(name=name, model_sha256=digest),
+    )
 
 
 def read_input(source: Path, series: str, progress: Progress) -> tuple[Volume, SeriesHeader | None]:

@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "learning-curve": "consilium.cli.learning_curve:learning_curve",
     "standardise": "consilium.cli.standardise:standardise",
     "audit": "consilium.cli.audit:audit",
+    "node": "consilium.cli.node:app",
     "deidentify": "consilium.cli.deidentify:deidentify",
     "federation": "consilium.cli.federation:app",
     "commission": "consilium.cli.commission:commission",

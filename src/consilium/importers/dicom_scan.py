@@ -66,6 +66,8 @@ class DicomObject:
 
     path: Path
     sop_class_uid: str
+    sop_instance_uid: str
+    patient_identity: str
     series_instance_uid: str
     study_instance_uid: str
     frame_of_reference_uid: str
@@ -108,7 +110,7 @@ def scan_dicom(
     for k, path in enumerate(files):
         progress("reading headers", k + 1, len(files))
         try:
-            found = _read_one(path, modalities)
+            found = read_object(path, modalities)
         except LeftOut as reason:
             left_out[str(reason)] += 1
         except RefusedInput as refusal:
@@ -135,10 +137,15 @@ def scan_dicom(
     )
 
 
-def _read_one(
-    path: Path, modalities: Sequence[str]
+def read_object(
+    path: Path, modalities: Sequence[str] = ("CT",)
 ) -> tuple[Identity, list[SliceHeader]] | DicomObject | None:
-    """The slices of a file, or the object in it; None if it is no DICOM."""
+    """The slices of a file, or the object in it; None if it is no DICOM.
+
+    Raises:
+        LeftOut: If it is readable and not to be imported.
+        RefusedInput: If it cannot be used.
+    """
     if not is_dicom(path):
         return None
     attributes = read_attributes(path, SCAN_TAGS)
@@ -191,6 +198,8 @@ def _object(path: Path, attributes: Attributes) -> DicomObject:
     return DicomObject(
         path=path,
         sop_class_uid=identity.sop_class_uid,
+        sop_instance_uid=attributes.uid("SOPInstanceUID"),
+        patient_identity=identity.patient_identity,
         series_instance_uid=identity.series_instance_uid,
         study_instance_uid=identity.study_instance_uid,
         frame_of_reference_uid=identity.frame_of_reference_uid,

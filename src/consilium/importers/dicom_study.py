@@ -90,7 +90,7 @@ def _assign(scan: DicomScan) -> tuple[dict[str, list[DicomObject]], list[Refused
 
 def _series_of(item: DicomObject, series: Sequence[SeriesHeader]) -> SeriesHeader:
     where = "RTSTRUCT" if item.sop_class_uid == RTSTRUCT else "DICOM SEG"
-    named, frames = _references(item, where)
+    named, frames = references_of(item, where)
     for one in series:
         if one.series_instance_uid in named:
             return one
@@ -107,7 +107,7 @@ def _series_of(item: DicomObject, series: Sequence[SeriesHeader]) -> SeriesHeade
     )
 
 
-def _references(item: DicomObject, where: str) -> tuple[set[str], set[str]]:
+def references_of(item: DicomObject, where: str) -> tuple[set[str], set[str]]:
     """Series and frames of reference that an RTSTRUCT or SEG names."""
     tags = ["ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence", "StructureSetROISequence"]
     dataset = read_dicom(item.path, tags=tags, where=where)
