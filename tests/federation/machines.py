@@ -93,7 +93,7 @@ class Machines:
         else:
             command = kit.configure_site(self.folder / name / "site.toml", name)
         environment = os.environ | {
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join((str(REPOSITORY / "src"), str(REPOSITORY))),
             "CONSILIUM_TEST_SECONDS": str(self.seconds),
             "HOME": str(self.folder / name),
             "MALLOC_ARENA_MAX": "2",

@@ -19,7 +19,7 @@ from consilium.federation.parameters import Schema
 from consilium.federation.settings import HeadMap
 from consilium.types import Array
 
-BLOCK = 2**17
+BLOCK = 2**15
 """Elements converted at a time: temporaries stay in the cache."""
 
 FIXED_BITS = 62
@@ -54,8 +54,12 @@ def choose_exponent(bound: float, total_weight: int) -> int:
         bound: No value is larger than this.
         total_weight: No sum of weights is larger than this.
     """
-    _, exponent = math.frexp(max(bound, 1e-300) * total_weight)
+    _, exponent = math.frexp(max(bound, LEAST_BOUND) * total_weight)
     return exponent - FIXED_BITS
+
+
+LEAST_BOUND = 1e-280
+"""So that the unit and its inverse are ordinary numbers."""
 
 
 class _Sum:
@@ -81,13 +85,16 @@ class _Sum:
 
     def _accumulate(self, total: npt.NDArray[np.int64], values: Array, weight: int) -> None:
         flat = values.reshape(-1)
+        unit = math.ldexp(1.0, -self.exponent)
+        scaled, fixed = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.int64)
         for start in range(0, flat.size, BLOCK):
-            block = flat[start : start + BLOCK].astype(np.float64)
-            np.ldexp(block, -self.exponent, out=block)
-            np.rint(block, out=block)
-            fixed = block.astype(np.int64)
-            fixed *= weight
-            total[start : start + BLOCK] += fixed
+            block = flat[start : start + BLOCK]
+            number, whole = scaled[: block.size], fixed[: block.size]
+            # Times a power of two: exact, and several times faster than ldexp.
+            np.multiply(block, unit, out=number, dtype=np.float64)
+            np.copyto(whole, np.rint(number, out=number), casting="unsafe")
+            whole *= weight
+            total[start : start + BLOCK] += whole
 
     def mean(self, like: Array) -> Array:
         """The mean in the shape and kind of ``like``, which is returned where nothing was added."""
@@ -96,9 +103,11 @@ class _Sum:
         if self._total is None:
             return like
         mean = np.empty(like.size, like.dtype)
+        unit = math.ldexp(1.0, self.exponent)
         for start in range(0, like.size, BLOCK):
-            block = self._total[start : start + BLOCK].astype(np.float64) / self.weight
-            mean[start : start + BLOCK] = np.ldexp(block, self.exponent)
+            block = self._total[start : start + BLOCK] / self.weight
+            block *= unit
+            mean[start : start + BLOCK] = block
         return mean.reshape(like.shape)
 
 

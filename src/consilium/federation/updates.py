@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from consilium.errors import DataError, UpdateRefused
-from consilium.federation.accumulate import BLOCK
 from consilium.federation.messages import CONTROL, PARAMETERS, Update, check_metric_names, wire_schema
 from consilium.federation.parameters import Schema
 from consilium.federation.settings import FederationSettings, SiteEnrolment
 from consilium.types import Array
+
+
+BLOCK = 2**17
+"""Elements whose squares are summed at a time; another number would change the last bits of a length."""
 
 
 @dataclass(frozen=True, kw_only=True)
