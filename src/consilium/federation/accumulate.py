@@ -25,6 +25,9 @@ BLOCK = 2**15
 FIXED_BITS = 62
 """A sum of all enrolled weights times the largest possible value stays below 2 to this power."""
 
+LEAST_BOUND = 1e-280
+"""So that the unit and its inverse are ordinary numbers."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -56,10 +59,6 @@ def choose_exponent(bound: float, total_weight: int) -> int:
     """
     _, exponent = math.frexp(max(bound, LEAST_BOUND) * total_weight)
     return exponent - FIXED_BITS
-
-
-LEAST_BOUND = 1e-280
-"""So that the unit and its inverse are ordinary numbers."""
 
 
 class _Sum:

@@ -9,8 +9,8 @@ import numpy as np
 
 from consilium.federation.accumulate import Part, WeightedSum, list_parts
 from consilium.federation.journal import Journal, State
-from consilium.federation.messages import CONTROL, PARAMETERS, join_groups
-from consilium.federation.parameters import Schema, split_local
+from consilium.federation.messages import CONTROL, PARAMETERS, wire_schema
+from consilium.federation.parameters import Schema
 from consilium.federation.settings import FederationSettings
 from consilium.federation.strategies import Strategy
 from consilium.federation.strategies.scaffold import Scaffold, combine_control
@@ -52,15 +52,18 @@ def initial_arrays(
     initial: Mapping[str, Array], settings: FederationSettings, strategy: Strategy
 ) -> tuple[Schema, Iterator[tuple[str, Array]]]:
     """Schema and arrays of the first model file: what travels of ``initial``, and zero control variates."""
-    travelling, _ = split_local(initial, settings.local_names)
-    schema = Schema.of(travelling)
+    schema = Schema.of(initial).without(settings.local_names)
     for name in settings.heads.tensors:
         settings.heads.rows(settings.heads.structures[0], schema[name].shape[0])
-    control = (
-        {name: np.zeros_like(array) for name, array in travelling.items()} if strategy.uses_control else {}
-    )
-    joined = join_groups(travelling, control)
-    return Schema.of(joined), iter(joined.items())
+
+    def arrays() -> Iterator[tuple[str, Array]]:
+        if strategy.uses_control:
+            for name, array in _Zeros(schema).items():
+                yield CONTROL + name, array
+        for name in schema:
+            yield PARAMETERS + name, initial[name]
+
+    return wire_schema(schema, control=strategy.uses_control, half_precision=False), arrays()
 
 
 def model_schema(journal: Journal, strategy: Strategy, *, parameters_only: bool = False) -> Schema:
@@ -204,6 +207,8 @@ class _Zeros(Mapping[str, Array]):
 def commit_collected(journal: Journal, settings: FederationSettings, strategy: Strategy) -> State:
     """Make the next model from the collected means and commit it. The same state gives the same bits."""
     state = journal.need_state()
+    if strategy.takes_mean:
+        return journal.commit((state.means, state.means_digest), ("", ""))
     model, means = journal.read(state.model), journal.read(state.means)
     kept = journal.read(state.memory) if state.memory else None
     number = state.round_number + 1

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from consilium.errors import DataError
 from consilium.federation.audit import AuditLog
-from consilium.federation.frames import CHUNK_BYTES, decode_frame, encode_frame
+from consilium.federation.frames import CHUNK_BYTES, Bytes, decode_frame, encode_frame
 from consilium.federation.settings import FederationSettings
 from consilium.federation.uploads import Arrival, Uploads
 
@@ -128,7 +128,7 @@ class Desk:
 
     # --- what sites ask -------------------------------------------------------------------------------------
 
-    def answer(self, site: str, request: bytes) -> bytes:
+    def answer(self, site: str, request: Bytes) -> bytes:
         """Answer one request of ``site``, whose name the transport vouches for. Never raises for what a site
         sends.
         """

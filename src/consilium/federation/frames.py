@@ -1,17 +1,16 @@
 """One request or answer on any transport: four bytes of length, a small JSON header, then raw bytes."""
 
 import json
-from typing import Any
+from typing import Any, TypeAlias
 
 from consilium.errors import DataError
 from consilium.federation.tensors import parse_strict_json
 
 MAX_HEADER_BYTES = 512 * 1024
-CHUNK_BYTES = 2**19
+CHUNK_BYTES = 2**21
 """Models and updates travel in pieces of at most this size: a reset costs one piece."""
 
-MIN_CHUNK_BYTES = 2**14
-"""A site whose pieces get lost asks for smaller ones, down to this."""
+Bytes: TypeAlias = bytes | bytearray | memoryview
 
 MAX_FRAME_BYTES = 4 + MAX_HEADER_BYTES + CHUNK_BYTES
 
@@ -22,7 +21,30 @@ def encode_frame(header: dict[str, Any], body: bytes | memoryview = b"") -> byte
     return b"".join((len(text).to_bytes(4, "little"), text, body))
 
 
-def decode_frame(frame: bytes) -> tuple[dict[str, Any], memoryview]:
+class PieceSize:
+    """How large the pieces of a transfer are: small at first, larger on a quick line, smaller on a slow."""
+
+    FIRST = 2**18
+    LEAST = 2**14
+    QUICK_S = 0.5
+    SLOW_S = 3.0
+
+    def __init__(self) -> None:
+        self.bytes = self.FIRST
+
+    def learn(self, seconds: float, moved: int) -> None:
+        """A piece of ``moved`` bytes took so long, there and back."""
+        if seconds > self.SLOW_S:
+            self.shrink()
+        elif seconds < self.QUICK_S and moved >= self.bytes:
+            self.bytes = min(CHUNK_BYTES, 2 * self.bytes)
+
+    def shrink(self) -> None:
+        """A piece was lost, or took long."""
+        self.bytes = max(self.LEAST, self.bytes // 2)
+
+
+def decode_frame(frame: Bytes) -> tuple[dict[str, Any], memoryview]:
     """Header and body of a frame.
 
     Raises:
@@ -30,7 +52,8 @@ def decode_frame(frame: bytes) -> tuple[dict[str, Any], memoryview]:
     """
     if not 4 <= len(frame) <= MAX_FRAME_BYTES:
         raise DataError(f"frame: must have 4 to {MAX_FRAME_BYTES} bytes; found {len(frame)}.")
-    length = int.from_bytes(frame[:4], "little")
+    view = memoryview(frame)
+    length = int.from_bytes(view[:4], "little")
     if length > min(MAX_HEADER_BYTES, len(frame) - 4):
         raise DataError(f"frame: its header says {length} bytes; {len(frame) - 4} follow.")
-    return parse_strict_json(memoryview(frame)[4 : 4 + length]), memoryview(frame)[4 + length :]
+    return parse_strict_json(view[4 : 4 + length]), view[4 + length :]

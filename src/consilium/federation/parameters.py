@@ -78,12 +78,8 @@ class Schema:
         Raises:
             ConfigurationError: If an array is not of floating numbers (counters and indices do not travel).
         """
-        return cls(
-            tuple(
-                (name, TensorSpec(parameters[name].shape, parameters[name].dtype.name))
-                for name in sorted(parameters)
-            )
-        )
+        arrays = ((name, parameters[name]) for name in sorted(parameters))
+        return cls(tuple((name, TensorSpec(array.shape, array.dtype.name)) for name, array in arrays))
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self.tensors)
@@ -114,6 +110,11 @@ class Schema:
         if dtype is None:
             return self
         return Schema(tuple((name, TensorSpec(spec.shape, dtype)) for name, spec in self.tensors))
+
+    def without(self, patterns: Iterable[str]) -> "Schema":
+        """What of it travels: names that match none of the patterns, see `split_local`."""
+        patterns = tuple(patterns)
+        return Schema(tuple(item for item in self.tensors if not _stays(item[0], patterns)))
 
     def find_difference(self, found: "Schema") -> str | None:
         """What differs in ``found``, in words; None if nothing does."""
@@ -172,5 +173,9 @@ def split_local(parameters: Mapping[str, Array], patterns: Iterable[str]) -> tup
         (travelling, local); their union is the model.
     """
     patterns = tuple(patterns)
-    local = {n: a for n, a in parameters.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
+    local = {n: a for n, a in parameters.items() if _stays(n, patterns)}
     return {n: a for n, a in parameters.items() if n not in local}, local
+
+
+def _stays(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -9,6 +9,7 @@ from typing import Protocol
 from consilium.errors import ConfigurationError, DataError, FederationError, UpdateRefused
 from consilium.federation.combine import (
     Collection,
+    Group,
     commit_collected,
     initial_arrays,
     model_schema,
@@ -19,7 +20,7 @@ from consilium.federation.desk import Clock, Notice
 from consilium.federation.events import RoundEvent, Watch, average_metrics, ignore_event
 from consilium.federation.journal import Journal, State
 from consilium.federation.messages import max_update_bytes, read_update, wire_schema
-from consilium.federation.parameters import Parameters, Schema
+from consilium.federation.parameters import Schema
 from consilium.federation.settings import FederationSettings
 from consilium.federation.strategies import Strategy, build_strategy
 from consilium.federation.tensors import Tensors
@@ -92,7 +93,7 @@ def run_rounds(
     clock: Clock,
     watch: Watch = ignore_event,
     keep: Keep | None = None,
-) -> Parameters:
+) -> Group:
     """Run the federation to its end, from the start or from where the journal stands.
 
     Args:
@@ -106,7 +107,7 @@ def run_rounds(
         keep: Told every accepted update; only with the sites' consent (``settings.keep_updates``).
 
     Returns:
-        The final travelling parameters.
+        The final travelling parameters, read from the journal's folder when asked for.
 
     Raises:
         ConfigurationError: If the settings do not fit the rule or the journal.
@@ -302,6 +303,6 @@ def half_precision_arrays(model: Tensors, wire: Schema) -> Iterator[tuple[str, A
         yield name, model[name].astype(wire[name].dtype)
 
 
-def read_model(journal: Journal) -> Parameters:
-    """The travelling parameters of the journal's last committed model."""
-    return dict(parameters_of(journal.read(journal.need_state().model)))
+def read_model(journal: Journal) -> Group:
+    """The travelling parameters of the journal's last committed model, each read when it is asked for."""
+    return parameters_of(journal.read(journal.need_state().model))

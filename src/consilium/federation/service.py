@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from consilium.errors import ConfigurationError, FederationError
+from consilium.federation.combine import Group
 from consilium.federation.desk import Desk
-from consilium.federation.durable import write_durably
+from consilium.federation.durable import remove_leftovers, write_durably
 from consilium.federation.events import RoundEvent, Watch, write_events
 from consilium.federation.federation_file import check_approval, read_federation_file, read_site_file
 from consilium.federation.journal import Journal
@@ -18,7 +19,7 @@ from consilium.federation.parameters import Parameters
 from consilium.federation.rounds import run_rounds
 from consilium.federation.site import Carrier, Site, Step, run_site
 from consilium.federation.store import FolderStore
-from consilium.federation.tensors import Tensors, encode_tensors
+from consilium.federation.tensors import Tensors, encode_tensors, write_tensors
 
 INITIAL = "initial.safetensors"
 FINAL = "final.safetensors"
@@ -36,12 +37,13 @@ class CoordinatorFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        remove_leftovers(folder)
         self.settings, self.coordinator = read_federation_file(folder / "federation.toml")
         self.journal = Journal(folder / "journal")
         spool, report = folder / "spool", self.journal.report
         self.desk = Desk(self.settings, self.journal.audit, clock=time.monotonic, spool=spool, report=report)
 
-    def run(self, watch: Watch | None = None, *, linger_s: float = LINGER_S) -> Parameters:
+    def run(self, watch: Watch | None = None, *, linger_s: float = LINGER_S) -> Group:
         """Run or resume the rounds, keep the final model, and wait until present sites have fetched it.
 
         Raises:
@@ -61,7 +63,7 @@ class CoordinatorFolder:
             raise ConfigurationError(
                 f"federation folder: {INITIAL} must hold the first model; it is missing."
             )
-        first = dict(Tensors(initial)) if self.journal.state is None else {}
+        first = Tensors(initial) if self.journal.state is None else {}
         try:
             final = run_rounds(
                 self.settings, first, desk=self.desk, journal=self.journal, clock=time.monotonic, watch=tell
@@ -71,14 +73,16 @@ class CoordinatorFolder:
                 RoundEvent(kind="stopped", round_number=-1, rounds=self.settings.rounds, detail=str(fault))
             )
             raise
-        write_durably(self.folder / FINAL, encode_tensors(final))
+        write_tensors(self.folder / FINAL, final.schema, final.items())
         until = time.monotonic() + linger_s
         while time.monotonic() < until and not self.desk.list_present() <= self.desk.list_served():
             time.sleep(0.05)
         return final
 
     def _write_status(self, event: RoundEvent) -> None:
-        (self.folder / "status.json").write_text(json.dumps(asdict(event), default=dict), encoding="utf-8")
+        # As a whole, so that whoever looks never sees a part; not synced, as the next event replaces it.
+        content = json.dumps(asdict(event), default=dict).encode()
+        write_durably(self.folder / "status.json", content, sync=False)
 
 
 def read_status(folder: Path) -> RoundEvent | None:

@@ -65,9 +65,10 @@ def simulate(
         work = [pool.submit(_step_until, stop, share) for share in shares]
         try:
             counter = _Workplace(desk, work)
-            return run_rounds(
+            final = run_rounds(
                 settings, initial, desk=counter, journal=journal, clock=time.monotonic, watch=watch
             )
+            return dict(final)
         finally:
             stop.set()
 

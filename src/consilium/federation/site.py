@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from consilium.errors import DataError, FederationError
 from consilium.federation.audit import GENESIS, verify_extension
 from consilium.federation.combine import Group
-from consilium.federation.frames import CHUNK_BYTES, MIN_CHUNK_BYTES, decode_frame, encode_frame
+from consilium.federation.frames import Bytes, PieceSize, decode_frame, encode_frame
 from consilium.federation.local import LocalTask, LocalUpdate, SiteResult
 from consilium.federation.messages import CONTROL, PARAMETERS, UpdateHeader, check_metric_names, encode_update
 from consilium.federation.parameters import Parameters, compute_digest, split_local
@@ -26,12 +27,10 @@ from consilium.federation.strategies import build_strategy
 from consilium.federation.tensors import Tensors, encode_tensors
 from consilium.types import Array
 
-Carrier = Callable[[bytes], bytes]
+Carrier = Callable[[bytes], Bytes]
 """Carries one frame to the coordinator's desk and its answer back; raises OSError when it cannot."""
 
 LOCAL = "local/"
-GROW_AFTER = 16
-"""Answers in a row after which pieces may be larger again."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ class Site:
         self._refused = ("", "")
         self._partial = bytearray()
         self._partial_digest = ""
-        self._piece_bytes = CHUNK_BYTES
-        self._in_a_row = 0
+        self._pieces = PieceSize()
         self._instance = self._load_instance()
 
     def step(self) -> Step:
@@ -122,16 +120,17 @@ class Site:
         if self._refused[0] == f"{number} {base_digest}":
             return Step("waiting", f"round {number} refused this site's update: {self._refused[1]}")
         name = f"update-{number:06d}-{base_digest[:16]}"
-        content = self._load_update(name)
-        if content is None:
+        update = self._load_update(name)
+        if update is None:
             tensors = self._fetch_model(answer)
             if tensors is None:
                 return Step("waiting", f"the model of round {number} is on its way")
-            content = self._train(tensors, answer)
+            content = memoryview(self._train(tensors, answer))
+            update = content, hashlib.sha256(content).digest()
             # Not synced: a power cut may tear it; its digest tells, and training repeats the same bits.
-            self._store.write(name, hashlib.sha256(content).digest() + content, durable=False)
+            self._store.write(name, update[1], content, durable=False)
             self._forget_before(int(answer["last_counted"]), name)
-        return self._send(content, number)
+        return self._send(*update, number)
 
     def _train(self, tensors: Tensors, answer: Mapping[str, Any]) -> bytes:
         number, last = int(answer["round"]), int(answer["last_counted"])
@@ -184,12 +183,12 @@ class Site:
         )
         return encode_update(header, travelling, changes)
 
-    def _send(self, content: bytes, number: int) -> Step:
-        digest = hashlib.sha256(content).hexdigest()
+    def _send(self, content: memoryview, sha256: bytes, number: int) -> Step:
+        digest = sha256.hex()
         answer, _ = self._ask("offer", round=number, size=len(content), digest=digest)
         while answer["say"] == "send":
             offset = int(answer["offset"])
-            piece = memoryview(content)[offset : offset + self._piece_bytes]
+            piece = content[offset : offset + self._pieces.bytes]
             answer, _ = self._ask("put", body=piece, round=number, offset=offset, digest=digest)
         if answer["say"] == "have":
             return Step("trained", f"round {number} is trained and sent", number)
@@ -206,14 +205,14 @@ class Site:
             self._partial, self._partial_digest = bytearray(), digest
         while len(self._partial) < size:
             piece, body = self._ask(
-                "model", digest=digest, offset=len(self._partial), length=self._piece_bytes
+                "model", digest=digest, offset=len(self._partial), length=self._pieces.bytes
             )
             if piece["say"] != "piece" or not body:
                 self._partial_digest = ""
                 return None
             self._partial += body
-        content, self._partial, self._partial_digest = bytes(self._partial), bytearray(), ""
-        tensors = Tensors(content)
+        content, self._partial, self._partial_digest = self._partial, bytearray(), ""
+        tensors = Tensors(memoryview(content).toreadonly())
         if compute_digest(tensors) != digest:
             raise FederationError(
                 "model: its content must have the digest that was announced; it has not. Ask again."
@@ -230,11 +229,12 @@ class Site:
         content = self._store.read(f"state-{last_counted:06d}") if last_counted >= 0 else None
         return {} if content is None else {n: np.array(a) for n, a in Group(Tensors(content), prefix).items()}
 
-    def _load_update(self, name: str) -> bytes | None:
+    def _load_update(self, name: str) -> tuple[memoryview, bytes] | None:
+        """An update that was trained before a kill, and its digest."""
         stored = self._store.read(name)
         if stored is None or hashlib.sha256(memoryview(stored)[32:]).digest() != stored[:32]:
             return None
-        return stored[32:]
+        return memoryview(stored)[32:], stored[:32]
 
     def _forget_before(self, last_counted: int, current: str) -> None:
         for name in self._store.list_names():
@@ -282,16 +282,14 @@ class Site:
             "job": self._settings.digest,
             **values,
         }
+        began = time.monotonic()
         try:
-            answer = self._carrier(encode_frame(header, body))
+            answer, found = decode_frame(self._carrier(encode_frame(header, body)))
         except OSError:
-            # A slow line loses large pieces to its timeout: take smaller ones, and grow again slowly.
-            self._piece_bytes, self._in_a_row = max(MIN_CHUNK_BYTES, self._piece_bytes // 2), 0
+            self._pieces.shrink()
             raise
-        self._in_a_row += 1
-        if self._in_a_row % GROW_AFTER == 0:
-            self._piece_bytes = min(CHUNK_BYTES, self._piece_bytes * 2)
-        return decode_frame(answer)
+        self._pieces.learn(time.monotonic() - began, len(body) + len(found))
+        return answer, found
 
 
 def check_result(

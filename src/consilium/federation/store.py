@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Protocol
 
 from consilium.errors import FederationError
-from consilium.federation.durable import remove_leftovers, sync_folder, write_durably
+from consilium.federation.durable import remove_leftovers, replacing, sync_folder
 
 
 class SiteStore(Protocol):
     """Named byte strings."""
 
     def read(self, name: str) -> bytes | None: ...
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None: ...
+    def write(self, name: str, *content: bytes | memoryview, durable: bool = True) -> None: ...
     def remove(self, name: str) -> None: ...
     def list_names(self) -> list[str]: ...
 
@@ -48,14 +48,16 @@ class FolderStore:
         path = self._folder / name
         return path.read_bytes() if path.is_file() else None
 
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
-        """Replace the content as a whole; without ``durable`` a power cut (not a kill) may lose or tear it.
+    def write(self, name: str, *content: bytes | memoryview, durable: bool = True) -> None:
+        """Replace the content, given in parts, as a whole; without ``durable`` a power cut (not a kill) may
+        lose or tear it.
 
         Raises:
             FederationError: If the disk is full or the folder cannot be written.
         """
         try:
-            write_durably(self._folder / name, content, sync=durable)
+            with replacing(self._folder / name, sync=durable) as file:
+                file.writelines(content)
         except OSError as fault:
             raise FederationError(
                 f"site folder {self._folder.name}: {name} could not be written ({fault.strerror}). Free "
@@ -87,9 +89,9 @@ class MemoryStore:
         """The content; None if there is none."""
         return self._contents.get(name)
 
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+    def write(self, name: str, *content: bytes | memoryview, durable: bool = True) -> None:
         """Replace the content."""
-        self._contents[name] = content
+        self._contents[name] = b"".join(content)
 
     def remove(self, name: str) -> None:
         """Remove it, if it is there."""

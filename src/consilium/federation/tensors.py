@@ -26,7 +26,7 @@ class Tensors(Mapping[str, Array]):
     """A safetensors file or byte string as a read-only mapping; an array is read when it is asked for.
 
     Args:
-        source: The file, or its content in memory.
+        source: The file, or its content in memory (read-only, as the arrays are views of it).
         max_bytes: Refuse anything larger; None for our own files.
 
     Raises:
@@ -34,7 +34,7 @@ class Tensors(Mapping[str, Array]):
             that are there.
     """
 
-    def __init__(self, source: Path | bytes, *, max_bytes: int | None = None) -> None:
+    def __init__(self, source: Path | bytes | memoryview, *, max_bytes: int | None = None) -> None:
         self.source = source
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if max_bytes is not None and size > max_bytes:
@@ -68,7 +68,7 @@ class Tensors(Mapping[str, Array]):
         return len(self._places)
 
     def _read(self, start: int, length: int) -> bytes | memoryview:
-        if isinstance(self.source, bytes):
+        if not isinstance(self.source, Path):
             return memoryview(self.source)[start : start + length]
         with self.source.open("rb") as file:
             file.seek(start)

@@ -14,7 +14,6 @@ from consilium.federation.parameters import Schema
 from consilium.federation.settings import FederationSettings, SiteEnrolment
 from consilium.types import Array
 
-
 BLOCK = 2**17
 """Elements whose squares are summed at a time; another number would change the last bits of a length."""
 

@@ -10,12 +10,14 @@ from nvflare.fuel.f3.message import Message
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from consilium.federation.desk import Desk
+from consilium.federation.frames import Bytes
 
 CHANNEL = "consilium"
 TOPIC = "frame"
 COORDINATOR = "server"
 TIMEOUT_S = 15.0
-"""A broken connection is noticed by this alone; a piece of half a mebibyte at 50 kB/s takes 11 s."""
+"""A broken connection is noticed by this alone; the first piece, a quarter of a mebibyte, takes 5 s at
+50 kB/s."""
 
 
 class CellCarrier:
@@ -24,7 +26,7 @@ class CellCarrier:
     def __init__(self, cell: Any) -> None:
         self._cell = cell.core_cell
 
-    def __call__(self, frame: bytes) -> bytes:
+    def __call__(self, frame: bytes) -> Bytes:
         """Send a frame and return the answer; OSError when none comes."""
         request = Message(payload=frame)
         reply = self._cell.send_request(
@@ -33,7 +35,8 @@ class CellCarrier:
         code = reply.get_header(MessageHeaderKey.RETURN_CODE) if reply is not None else "no reply"
         if code != ReturnCode.OK or reply.payload is None:
             raise ConnectionError(f"coordinator: no answer ({code}).")
-        return bytes(reply.payload)
+        payload: Bytes = reply.payload
+        return payload
 
 
 def answer_frames(cell: Any, desk: Desk) -> None:
@@ -45,6 +48,6 @@ def answer_frames(cell: Any, desk: Desk) -> None:
 
     def answer(message: Message) -> Message:
         site = message.get_header(CellMessageHeaderKeys.CLIENT_NAME) or ""
-        return make_reply(ReturnCode.OK, body=desk.answer(site, bytes(message.payload or b"")))
+        return make_reply(ReturnCode.OK, body=desk.answer(site, message.payload or b""))
 
     cell.core_cell.register_request_cb(CHANNEL, TOPIC, answer)

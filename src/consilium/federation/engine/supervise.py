@@ -126,10 +126,6 @@ def _tell_new(progress: Path, start: int, watch: Watch) -> int:
 
 
 def _tell_waiting(text: str, watch: Watch) -> None:
-    try:
-        event = RoundEvent(**json.loads(text))
-    except ValueError:
-        # Caught in the middle of being written; the next look sees it whole.
-        return
+    event = RoundEvent(**json.loads(text))
     if event.kind == "waiting":
         watch(event)

@@ -1,11 +1,9 @@
 """Federated averaging with a spring: each site's loss is held near the model it received."""
 
-from collections.abc import Mapping
 from typing import final
 
 from consilium.errors import ConfigurationError
 from consilium.federation.strategies.rule import Strategy
-from consilium.types import Array
 
 
 @final
@@ -22,8 +20,3 @@ class FedProx(Strategy):
 
     def site_options(self) -> dict[str, float]:
         return {"proximal_mu": self.proximal_mu}
-
-    def combine(
-        self, base: Array, mean: Array, memory: Mapping[str, Array], *, round_number: int
-    ) -> tuple[Array, dict[str, Array]]:
-        return mean, {}

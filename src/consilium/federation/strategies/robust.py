@@ -4,7 +4,7 @@ They ignore weights: a weight is a claim, and a robust rule believes no claims. 
 kept on disk until it closes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, final
 
 import numpy as np
@@ -31,11 +31,6 @@ class Median(Strategy):
         middle: Array = np.median(np.stack(values), axis=0)
         return middle.astype(values[0].dtype)
 
-    def combine(
-        self, base: Array, mean: Array, memory: Mapping[str, Array], *, round_number: int
-    ) -> tuple[Array, dict[str, Array]]:
-        return mean, {}
-
 
 @final
 class TrimmedMean(Strategy):
@@ -60,11 +55,6 @@ class TrimmedMean(Strategy):
         kept = np.sort(np.stack(values).astype(np.float64), axis=0)[self.trim : len(values) - self.trim]
         mean: Array = kept.mean(axis=0)
         return mean.astype(values[0].dtype)
-
-    def combine(
-        self, base: Array, mean: Array, memory: Mapping[str, Array], *, round_number: int
-    ) -> tuple[Array, dict[str, Array]]:
-        return mean, {}
 
 
 @final
@@ -99,8 +89,3 @@ class Krum(Strategy):
         ordered = np.sort(np.stack(values).astype(np.float64), axis=0)
         mean: Array = ordered.mean(axis=0)
         return mean.astype(values[0].dtype)
-
-    def combine(
-        self, base: Array, mean: Array, memory: Mapping[str, Array], *, round_number: int
-    ) -> tuple[Array, dict[str, Array]]:
-        return mean, {}

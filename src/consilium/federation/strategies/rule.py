@@ -1,14 +1,14 @@
 """What a combination rule is: a few numbers for the sites, and one function on one array."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from consilium.types import Array
 
 
-class Strategy(ABC):
-    """A combination rule. Final classes in the files beside this one; no rule inherits from another.
+class Strategy:
+    """A combination rule: by itself, the mean. Final classes in the files beside this one; no rule inherits
+    from another.
 
     Attributes:
         uses_control: Sites send and receive control variates.
@@ -30,7 +30,11 @@ class Strategy(ABC):
         """Numbers that sites need while training."""
         return {}
 
-    @abstractmethod
+    @property
+    def takes_mean(self) -> bool:
+        """Whether the next model is the mean as it stands: then it is not written a second time."""
+        return type(self).combine is Strategy.combine and not self.uses_control
+
     def combine(
         self, base: Array, mean: Array, memory: Mapping[str, Array], *, round_number: int
     ) -> tuple[Array, dict[str, Array]]:
@@ -43,8 +47,9 @@ class Strategy(ABC):
             round_number: Counted from 0.
 
         Returns:
-            The new array and the new memory.
+            The new array and the new memory; by default the mean itself.
         """
+        return mean, {}
 
     def choose(self, distances: Array) -> list[int]:
         """Which updates to merge, by the squared distances (n, n) among them; all by default."""
