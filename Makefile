@@ -3,6 +3,7 @@
 #   make test                 the default test suite
 #   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9
 #   make test-browser         the review page in Chromium, where it is installed
+#   make test-federation      hospitals as real processes over mTLS, in an environment of its own; faults included
 #   make setup                only the environment, in .venv
 
 PYTHON ?= python3
@@ -12,7 +13,12 @@ STAMP := $(VENV)/.installed
 OUT ?= demo-output
 EXTRAS := test,style,browser
 
-.PHONY: setup demo test test-slow test-browser test-node style clean
+FEDERATION := .venv-federation
+FEDERATION_STAMP := $(FEDERATION)/.installed
+# As root the tests get a network of loopback alone, so that nothing can leave this machine.
+ISOLATED := $(if $(filter 0,$(shell id -u)),$(if $(shell unshare -n true 2>/dev/null && echo yes),unshare -n sh -c 'ip link set lo up && exec "$$@"' sh))
+
+.PHONY: setup demo test test-slow test-browser test-node test-federation style clean
 
 setup: $(STAMP)
 
@@ -37,10 +43,18 @@ test-node: setup
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
 
+$(FEDERATION_STAMP): pyproject.toml constraints.txt
+	test -x $(FEDERATION)/bin/python || $(PYTHON) -m venv $(FEDERATION)
+	$(FEDERATION)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,federation]'
+	@touch $(FEDERATION_STAMP)
+
+test-federation: $(FEDERATION_STAMP)
+	$(ISOLATED) $(FEDERATION)/bin/python -m pytest -q -n 2 -m '$(if $(SLOW),network,network and not slow)' tests/federation
+
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+	rm -rf $(VENV) $(FEDERATION) $(OUT) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

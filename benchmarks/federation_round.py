@@ -1,61 +1,34 @@
 """What does a round cost between machines, beside training?
 
-Real processes on loopback over mTLS, training that adds one to every number. ``ours`` is seconds of overhead
-per round (from one commit to the next), ``peers`` the same of stock FLARE's FedAvg in its own multi-process
-simulator (one process per site, without mTLS: to its advantage). ``ratio`` is ours / stock; the limit is 1.
-Also printed: bytes on the wire over the parameters' own (exact where the program runs as root and can make a
-network of its own), and the coordinator's peak memory over the model's size. Needs nvflare: run it with an
-interpreter that has ``consilium[federation]`` (see requirements-peers/flare.txt).
+Real processes on loopback over mTLS; training adds another number at each site to every parameter. ``ours``
+is seconds of overhead per round (from one commit to the next), ``peers`` the same of stock FLARE's FedAvg
+and, with ``--flower PYTHON``, of Flower's (see federation_peers.py; neither encrypts: to their advantage).
+``ratio`` is ours / FLARE's at the last size; the limit is 1. The processor seconds of all processes
+together stand beside: on a machine shared with other work they are the steadier figure. Also printed: bytes
+on the wire over the parameters' own (exact where the program runs as root and can make a network of its
+own), and the coordinator's peak memory over the model's size. Needs nvflare: run it with an interpreter of
+requirements-peers/flare.txt.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import itertools
-
+from benchmarks.federation_peers import Cost, Meter, run_flare, run_flower
 from benchmarks.measure import median, report
 from consilium.federation.settings import FederationSettings, SiteEnrolment
 from tests.federation.machines import Machines
 
-STOCK = """
-import sys
-from nvflare.app_common.np.recipes.fedavg import NumpyFedAvgRecipe
-from nvflare.recipe import SimEnv
-import numpy as np
-count, rounds, elements, workspace = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-model = np.zeros(elements, dtype=np.float32)
-path = workspace + "/model.npy"
-np.save(path, model)
-recipe = NumpyFedAvgRecipe(name="stock", initial_ckpt=path, min_clients=count, num_rounds=rounds,
-                           train_script=workspace + "/client.py", train_args="")
-recipe.execute(SimEnv(num_clients=count, num_threads=count, workspace_root=workspace + "/sim"))
-"""
-
-CLIENT = """
-import time
-import nvflare.client as flare
-flare.init()
-while flare.is_running():
-    model = flare.receive()
-    if model is None:
-        break
-    print("CONSILIUM_RECEIVED", model.current_round, time.time(), flush=True)
-    open("{times}", "a").write(f"{{model.current_round}} {{time.time()}}\\n")
-    params = {{name: value + 1 for name, value in model.params.items()}}
-    flare.send(flare.FLModel(params=params, metrics={{}}, meta={{"NUM_STEPS_CURRENT_ROUND": 1}}))
-"""
+OURS, FLARE, FLOWER = "ours", "FLARE FedAvg (simulator)", "Flower FedAvg"
 
 
 def read_loopback_bytes() -> int:
@@ -64,8 +37,8 @@ def read_loopback_bytes() -> int:
     return int(next(line for line in lines if "lo:" in line).split(":")[1].split()[0])
 
 
-def run_ours(megabytes: int, count: int, rounds: int, folder: Path) -> dict[str, float]:
-    """Seconds per round, wire ratio and coordinator peak of our federation."""
+def run_ours(megabytes: int, count: int, rounds: int, folder: Path) -> tuple[Cost, dict[str, float]]:
+    """What our federation costs; its wire ratio and the coordinator's peak."""
     elements = megabytes * 10**6 // 4
     model = {f"part.{n}": np.zeros(elements // 10, np.float32) for n in range(10)}
     sites = tuple(SiteEnrolment(name=f"site-{n}", cases=10) for n in range(count))
@@ -76,71 +49,87 @@ def run_ours(megabytes: int, count: int, rounds: int, folder: Path) -> dict[str,
         quorum=count,
         deadline_s=500.0,
         give_up_s=500.0,
-        clipping_norm=1e5,
+        clipping_norm=1e6,
     )
     machines = Machines(folder, settings, model)
-    peak, done = 0, threading.Event()
     before = read_loopback_bytes()
     machines.start_all()
-    process = psutil.Process(machines.processes["coordinator"].pid)
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            try:
-                peak = max(peak, process.memory_info().rss)
-            except psutil.Error:
-                return
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    meter = Meter(*(process.pid for process in machines.processes.values()))
+    peak = Peak(machines.processes["coordinator"].pid)
     try:
-        machines.wait("coordinator", *(site.name for site in sites), timeout_s=400)
+        machines.wait("coordinator", *(site.name for site in sites), timeout_s=560)
     finally:
-        done.set()
+        meter.stop()
         machines.end()
-        watcher.join()
     moved = read_loopback_bytes() - before
     lines = (folder / "coordinator" / "progress.jsonl").read_text().splitlines()
     commits = [event["at_s"] for event in map(json.loads, lines) if event["kind"] == "committed"]
     gaps = [later - earlier for earlier, later in itertools.pairwise(commits)]
+    began = (folder / "coordinator" / "progress.jsonl").stat().st_mtime - json.loads(lines[-1])["at_s"]
     own = sum(array.nbytes for array in model.values())
-    return {
-        "seconds": median(gaps),
-        "least": min(gaps),
-        "most": max(gaps),
+    figures = {
         "wire": moved / (own * count * (2 * rounds + 1)),
-        "memory": peak / own,
-        "peak_mib": peak / 2**20,
+        "memory": peak.stop() / own,
+        "peak_mib": peak.stop() / 2**20,
     }
+    return Cost(gaps, meter.between(began + commits[0], began + commits[-1]) / len(gaps)), figures
 
 
-def run_stock(megabytes: int, count: int, rounds: int, folder: Path) -> float:
-    """Seconds per round of stock FLARE's FedAvg in its simulator."""
-    folder.mkdir(parents=True)
-    (folder / "client.py").write_text(CLIENT.format(times=folder / "times.txt"))
-    (folder / "stock.py").write_text(STOCK)
-    command = [
-        sys.executable,
-        str(folder / "stock.py"),
-        str(count),
-        str(rounds),
-        str(megabytes * 10**6 // 4),
-        str(folder),
-    ]
-    environment = os.environ | {"HOME": str(folder), "PYTHONPATH": ""}
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=500, check=False
+class Peak:
+    """The largest resident memory of a process, looked at a hundred times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """Bytes."""
+        self._done.set()
+        self._thread.join()
+        return self._peak
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.01):
+            try:
+                self._peak = max(self._peak, self._process.memory_info().rss)
+            except psutil.Error:
+                return
+
+
+def describe(costs: list[Cost]) -> str:
+    """The figures of several runs in words: medians, and the least and the most run."""
+    walls = [median(cost.gaps) for cost in costs]
+    cpus = [cost.cpu for cost in costs]
+    return (
+        f"{median(walls):.2f} s per round ({min(walls):.2f}–{max(walls):.2f} over {len(costs)} runs), "
+        f"{median(cpus):.2f} processor seconds ({min(cpus):.2f}–{max(cpus):.2f})"
     )
-    if result.returncode or not (folder / "times.txt").exists():
-        print("stock FLARE did not run:", (result.stderr or result.stdout)[-600:])
-        return float("nan")
-    firsts: dict[int, float] = {}
-    for line in (folder / "times.txt").read_text().splitlines():
-        number, second = line.split()
-        firsts[int(number)] = min(float(second), firsts.get(int(number), float("inf")))
-    starts = [firsts[number] for number in sorted(firsts)]
-    return median([later - earlier for earlier, later in itertools.pairwise(starts)])
+
+
+def measure(size: str, rounds: int, repeats: int, flower: str | None) -> dict[str, list[Cost]]:
+    """Ours and, up to three sites, the peers in turn; prints what is measured on the way."""
+    megabytes, count = map(int, size.split("x"))
+    costs: dict[str, list[Cost]] = {OURS: [], FLARE: [], FLOWER: []}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            cost, figures = run_ours(megabytes, count, rounds, folder / "ours")
+            costs[OURS].append(cost)
+            print(size, {key: round(value, 3) for key, value in figures.items()}, flush=True)
+            if count > 3:
+                continue
+            found = run_flare(megabytes, count, rounds, folder / "flare")
+            costs[FLARE] += [found] if found else []
+            if flower:
+                found = run_flower(flower, megabytes, count, rounds, folder / "flower")
+                costs[FLOWER] += [found] if found else []
+    for who, runs in costs.items():
+        if runs:
+            print(f"{size} {who}: {describe(runs)}", flush=True)
+    return {who: runs for who, runs in costs.items() if runs}
 
 
 def main() -> None:
@@ -150,30 +139,23 @@ def main() -> None:
     parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--sizes", default="", help="e.g. 20x3,100x3,100x10")
     parser.add_argument("--rounds", type=int, default=0, help="from 2")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="runs of each size, ours and the peers in turn"
+    )
+    parser.add_argument("--flower", help="interpreter of an environment with requirements-peers/flower.txt")
     arguments = parser.parse_args()
     if os.geteuid() == 0 and not arguments.isolated:
-        inner = f"ip link set lo up && exec {sys.executable} {' '.join(sys.argv)} --isolated"
+        words = f"-m benchmarks.federation_round {' '.join(sys.argv[1:])} --isolated"
+        inner = f"ip link set lo up && exec {sys.executable} {words}"
         sys.exit(subprocess.run(["unshare", "-n", "sh", "-c", inner], check=False).returncode)
-    sizes = arguments.sizes or ("2x2" if arguments.quick else "20x3,100x3,100x10")
-    ours, stock = {}, {}
+    sizes = arguments.sizes or ("2x2" if arguments.quick else "20x3,100x10,100x3")
+    rounds = arguments.rounds or (3 if arguments.quick else 5)
     for size in sizes.split(","):
-        megabytes, count = map(int, size.split("x"))
-        rounds = arguments.rounds or (4 if arguments.quick else 5)
-        with tempfile.TemporaryDirectory() as folder:
-            ours[size] = run_ours(megabytes, count, rounds, Path(folder) / "ours")
-            print(size, {name: round(value, 3) for name, value in ours[size].items()}, flush=True)
-            if count <= 3:
-                began = time.time()
-                stock[size] = run_stock(megabytes, count, rounds, Path(folder) / "stock")
-                print(
-                    size,
-                    f"stock FLARE {stock[size]:.3f} s per round ({time.time() - began:.0f} s in all)",
-                    flush=True,
-                )
-    first = next(iter(ours))
-    peers = {} if np.isnan(stock.get(first, np.nan)) else {"FLARE FedAvg (simulator)": stock[first]}
-    ratio = ours[first]["seconds"] / stock[first] if peers else None
-    report("overhead of a round", "s", ours[first]["seconds"], peers, limit=1.0, ratio=ratio)
+        costs = measure(size, rounds, arguments.repeats, arguments.flower)
+    seconds = {who: median([gap for run in runs for gap in run.gaps]) for who, runs in costs.items()}
+    ours = seconds.pop(OURS)
+    ratio = ours / seconds[FLARE] if FLARE in seconds else None
+    report(f"overhead of a round, {size}", "s", ours, seconds, limit=1.0, ratio=ratio)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """A federation over FLARE as real processes on loopback, for tests and benchmarks; needs nvflare."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -45,6 +48,31 @@ def format_toml(settings: FederationSettings, port: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+TEMPLATE_PORT = 58702
+"""Stands for the port in kits that are copied; nothing listens there."""
+
+
+def make_kits(names: tuple[str, ...]) -> Path:
+    """A folder with the kits of a coordinator and of sites, as their own verbs make them."""
+    folder = Path(tempfile.mkdtemp(prefix="consilium-kits-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    home = folder / "coordinator"
+    fingerprint = kit.init_authority(home, "toy", Coordinator(host="localhost", port=TEMPLATE_PORT))
+    for name in names:
+        (folder / name).mkdir()
+        request = kit.write_request(folder / name, "toy", name)
+        carried = Path(shutil.copy(request, home))
+        signed = Path(shutil.copy(kit.approve_request(home, carried), folder / name))
+        kit.build_kit(folder / name, signed, fingerprint)
+    return folder
+
+
+@functools.cache
+def make_kits_once(names: tuple[str, ...]) -> Path:
+    """The same, once per process: a certificate takes seconds."""
+    return make_kits(names)
+
+
 class Machines:
     """Folders and processes: ``coordinator`` and one per site.
 
@@ -52,32 +80,33 @@ class Machines:
         folder: Where everything lies.
         settings: The federation.
         model: The first model.
+        own_authority: With certificates of an authority of its own, not the one that all others share.
     """
 
-    def __init__(self, folder: Path, settings: FederationSettings, model: Parameters) -> None:
+    def __init__(
+        self, folder: Path, settings: FederationSettings, model: Parameters, *, own_authority: bool = False
+    ) -> None:
         self.folder = folder
         self.settings = replace(settings, presence_s=5.0)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.seconds = 0.0
+        self.environments: dict[str, dict[str, str]] = {}
         self.port = port = find_free_port()
         text = format_toml(self.settings, port)
-        home = folder / "coordinator"
-        home.mkdir(parents=True)
-        (home / "federation.toml").write_text(text)
-        (home / INITIAL).write_bytes(encode_tensors(model))
-        fingerprint = kit.init_authority(home, settings.name, Coordinator(host="localhost", port=port))
-        for site in settings.sites:
-            place = folder / site.name
-            place.mkdir()
+        names = tuple(site.name for site in settings.sites)
+        made = make_kits(names) if own_authority else make_kits_once(names)
+        for name in ("coordinator", *names):
+            place = folder / name
+            shutil.copytree(made / name / "kit", place / "kit")
+            for file in (place / "kit" / "startup").glob("*.json"):
+                file.write_text(file.read_text().replace(str(TEMPLATE_PORT), str(port)))
             (place / "federation.toml").write_text(text)
-            (place / "site.toml").write_text(
-                f'name = "{site.name}"\ntraining = "tests.federation.training_at_home:build"\n'
+        (folder / "coordinator" / INITIAL).write_bytes(encode_tensors(model))
+        for name in names:
+            (folder / name / "site.toml").write_text(
+                f'name = "{name}"\ntraining = "tests.federation.training_at_home:build"\n'
                 f'approved = "{self.settings.digest[:16]}"\npoll_s = 0.1\n'
             )
-            request = kit.write_request(place, settings.name, site.name)
-            carried = Path(shutil.copy(request, home))
-            signed = Path(shutil.copy(kit.approve_request(home, carried), place))
-            kit.build_kit(place, signed, fingerprint)
 
     def go_through(self, site: str, port: int) -> None:
         """Let a site reach the coordinator through another port of this machine: a proxy's."""
@@ -86,12 +115,12 @@ class Machines:
         table["servers"][0]["service"]["target"] = f"localhost:{port}"
         path.write_text(json.dumps(table))
 
-    def start(self, name: str) -> None:
-        """Start one process."""
+    def start(self, name: str, *, identity: str = "") -> None:
+        """Start one process; ``identity`` where the folder's site goes by another name than the folder."""
         if name == "coordinator":
             command = kit.configure_coordinator(self.folder / name, sites=len(self.settings.sites))
         else:
-            command = kit.configure_site(self.folder / name / "site.toml", name)
+            command = kit.configure_site(self.folder / name / "site.toml", identity or name)
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join((str(REPOSITORY / "src"), str(REPOSITORY))),
             "CONSILIUM_TEST_SECONDS": str(self.seconds),
@@ -100,7 +129,11 @@ class Machines:
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=self.folder
+                command,
+                stdout=log,
+                stderr=log,
+                env=environment | self.environments.get(name, {}),
+                cwd=self.folder,
             )
 
     def start_all(self) -> None:

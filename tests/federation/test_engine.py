@@ -1,5 +1,6 @@
 """The FLARE transport as real processes over mTLS on loopback; needs nvflare: run with `-m network`."""
 
+import datetime
 import json
 import os
 import shutil
@@ -7,21 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("nvflare", reason="needs nvflare: pip install 'consilium[federation]'")
 
+from cryptography import x509
+
+from consilium.federation.engine import kit
 from consilium.federation.engine.supervise import REFUSED
 from consilium.federation.parameters import compute_digest
 from consilium.federation.settings import FederationSettings
 from consilium.federation.simulation import simulate
 from consilium.federation.tensors import Tensors, encode_tensors
 from tests.data import REPOSITORY
-from tests.federation.machines import Machines, Proxy, find_free_port
+from tests.federation.conftest import is_isolated
+from tests.federation.machines import Machines, find_free_port
 from tests.federation.toys import build_local_update, build_model, build_settings_for
 
 pytestmark = pytest.mark.network
@@ -71,49 +74,6 @@ def test_the_same_file_runs_simulated_and_real_with_the_same_bits(machines: Mach
         )
 
 
-def test_a_killed_site_cannot_block_a_round_and_takes_part_again_when_it_returns(
-    machines: Machines,
-) -> None:
-    machines.seconds = 1.0
-    machines.start_all()
-    wait_for('"sealed"', machines)
-    machines.kill("site-1")
-    wait_for('"absent":["site-1"]', machines)
-    machines.start("site-1")
-    machines.wait("coordinator", "site-0", "site-1", "site-2")
-    closed = [json.loads(line) for line in machines.read_audit().splitlines() if '"event":"closed"' in line]
-    assert [line["absent"] for line in closed].count([]) >= 2
-    assert closed[-1]["absent"] == []
-
-
-def test_a_killed_coordinator_goes_on_with_the_same_bits(machines: Machines, tmp_path: Path) -> None:
-    machines.seconds = 0.3
-    machines.start_all()
-    rng = np.random.default_rng(int(os.environ.get("CONSILIUM_SEED", "2")))
-    for _ in range(3):
-        time.sleep(float(rng.uniform(3, 6)))
-        if machines.processes["coordinator"].poll() is None:
-            machines.kill("coordinator")
-            machines.start("coordinator")
-    machines.wait("coordinator", *SITES, timeout_s=180)
-    closed = [json.loads(line) for line in machines.read_audit().splitlines() if '"event":"closed"' in line]
-    if all(line["absent"] == [] for line in closed):
-        assert digest_of(machines.final) == simulated(tmp_path)
-
-
-def test_a_late_site_joins_the_running_federation(machines: Machines) -> None:
-    machines.seconds = 1.0
-    for name in ("coordinator", "site-0", "site-2"):
-        machines.start(name)
-    wait_for('"absent":["site-1"]', machines)
-    machines.start("site-1")
-    wait_for('"site":"site-1"', machines)
-    machines.wait("coordinator", *SITES)
-    assert '"event":"accepted"' in "".join(
-        line for line in machines.read_audit().splitlines() if '"site-1"' in line
-    )
-
-
 def test_a_site_with_another_sites_name_is_refused(machines: Machines) -> None:
     impostor = machines.folder / "site-1" / "site.toml"
     impostor.write_text(impostor.read_text().replace('"site-1"', '"site-0"'))
@@ -124,7 +84,7 @@ def test_a_site_with_another_sites_name_is_refused(machines: Machines) -> None:
 
 
 def test_a_certificate_of_another_authority_is_not_let_in(machines: Machines, tmp_path: Path) -> None:
-    other = Machines(tmp_path / "other", SETTINGS, build_model())
+    other = Machines(tmp_path / "other", SETTINGS, build_model(), own_authority=True)
     for name in ("client.crt", "client.key", "rootCA.pem"):
         shutil.copy(
             other.folder / "site-1" / "kit" / "startup" / name, machines.folder / "site-1" / "kit" / "startup"
@@ -155,18 +115,59 @@ def test_nobody_may_submit_a_job_or_bring_code(machines: Machines) -> None:
     machines.wait("coordinator", *SITES)
 
 
-def test_no_patient_word_reaches_the_coordinator(machines: Machines) -> None:
-    canaries = ["CANARY^JOHN", "1.2.826.0.1.3680043.8.498.1234", "CANARY-ID-0815"]
+CANARIES = ("CANARY^JOHN", "1.2.826.0.1.3680043.8.498.1234", "CANARY-ID-0815", "CANARY-STREET")
+
+
+def test_no_patient_word_travels_or_reaches_the_coordinators_disk(machines: Machines, tmp_path: Path) -> None:
+    tap = str(Path(__file__).parent / "wiretap")
+    paths = os.pathsep.join((tap, str(REPOSITORY / "src"), str(REPOSITORY)))
     for site in SITES:
-        (machines.folder / site / f"{canaries[0]}.txt").write_text(" ".join(canaries))
+        patients = machines.folder / site / "patients"
+        patients.mkdir()
+        (patients / f"{CANARIES[0]}.txt").write_text(" ".join(CANARIES))
+        (patients / f"unreadable {CANARIES[1]}.txt").write_text(" ".join(CANARIES))
+    for name in ("coordinator", *SITES):
+        tape = {"CONSILIUM_TEST_TAPE": str(tmp_path / f"{name}.tape"), "PYTHONPATH": paths}
+        machines.environments[name] = tape
     machines.start_all()
-    machines.wait("coordinator", *SITES)
-    seen = [path for path in (machines.folder / "coordinator").rglob("*") if path.is_file()]
-    assert len(seen) > 10
-    for path in [*seen, machines.folder / "coordinator.log"]:
-        content = path.read_bytes()
-        assert not [word for word in canaries if word.encode() in content], path.name
-        assert str(machines.folder / "site-0").encode() not in content, path.name
+    for site in SITES:
+        # An error of the training that names the patient: it stays in the hospital's own log.
+        assert machines.processes[site].wait(120) == REFUSED
+        assert CANARIES[2] in machines.read_log(site)
+        machines.start(site)
+    machines.wait("coordinator", *SITES, timeout_s=240)
+    tapes = b"".join((tmp_path / f"{name}.tape").read_bytes() for name in ("coordinator", *SITES))
+    assert tapes.count(b"encoder.0.weight") >= 3 * 2 * SETTINGS.rounds, "the tap has not heard the models"
+    kept = [path for path in (machines.folder / "coordinator").rglob("*") if path.is_file()]
+    assert len(kept) > 10
+    disk = b"".join(path.read_bytes() for path in [*kept, machines.folder / "coordinator.log"])
+    words = [*CANARIES, *(str(machines.folder / site) for site in SITES)]
+    assert not [word for word in words if word.encode() in tapes]
+    assert not [word for word in words if word.encode() in disk]
+
+
+def test_certificates_last_and_are_valid_for_a_slow_clock(machines: Machines) -> None:
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    for name, file, days in (
+        ("coordinator", "rootCA.pem", kit.ROOT_DAYS),
+        ("coordinator", "server.crt", kit.SITE_DAYS),
+        ("site-1", "client.crt", kit.SITE_DAYS),
+    ):
+        content = (machines.folder / name / "kit" / "startup" / file).read_bytes()
+        certificate = x509.load_pem_x509_certificate(content)
+        assert certificate.not_valid_before_utc < now - day
+        assert certificate.not_valid_after_utc > now + (days - 3) * day
+
+
+def test_stores_lie_in_the_federations_own_folder_and_many_sites_are_let_in(machines: Machines) -> None:
+    kit.configure_coordinator(machines.folder / "coordinator", sites=400)
+    text = (machines.folder / "coordinator" / "kit" / "local" / "resources.json").read_text()
+    resources = json.loads(text)
+    own = str((machines.folder / "coordinator" / "flare").resolve())
+    assert resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"].startswith(own)
+    manager = next(c for c in resources["components"] if c["id"] == "job_manager")
+    assert manager["args"]["uri_root"].startswith(own)
+    assert resources["servers"][0]["max_num_clients"] >= 400
 
 
 def run_verb(*words: object, cwd: Path) -> subprocess.Popen[str]:
@@ -219,91 +220,8 @@ def test_the_verbs_lead_from_an_empty_folder_to_a_shared_model(tmp_path: Path) -
     assert not list((at / "c").rglob("hospital-*.key"))
 
 
-def behind_proxy(machines: Machines, **options: int) -> Proxy:
-    proxy = Proxy(machines.port, **options)
-    machines.go_through("site-1", proxy.port)
-    return proxy
-
-
-def test_an_outage_of_a_sites_line_costs_no_bit_when_it_ends_in_time(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, quorum=3)
-    machines = Machines(tmp_path / "f", settings, build_model())
-    machines.seconds = 0.5
-    proxy = behind_proxy(machines)
-    try:
-        machines.start_all()
-        wait_for('"sealed"', machines)
-        proxy.away = True
-        proxy.cut()
-        time.sleep(8)
-        proxy.away = False
-        machines.wait("coordinator", *SITES, timeout_s=180)
-        assert digest_of(machines.final) == simulated(tmp_path)
-    finally:
-        proxy.close()
-        machines.end()
-
-
-def test_resets_in_the_middle_of_transfers_cost_no_bit(tmp_path: Path) -> None:
-    model = {"w": np.linspace(-1, 1, 3_000_000, dtype=np.float32)}
-    settings = replace(SETTINGS, quorum=3, clipping_norm=1e5, rounds=3)
-    machines = Machines(tmp_path / "f", settings, model)
-    proxy = behind_proxy(machines, bytes_per_s=6_000_000)
-    try:
-        machines.start_all()
-        marks = [8_000_000, 18_000_000, 30_000_000]
-        while marks and machines.processes["coordinator"].poll() is None:
-            if proxy.moved > marks[0]:
-                marks.pop(0)
-                proxy.cut()
-            time.sleep(0.01)
-        machines.wait("coordinator", *SITES, timeout_s=180)
-        assert not marks
-        assert np.array_equal(
-            Tensors(machines.final)["w"], ((model["w"] + np.float32(1)) + np.float32(1)) + np.float32(1)
-        )
-    finally:
-        proxy.close()
-        machines.end()
-
-
-def test_a_line_of_fifty_kilobytes_a_second_is_enough_for_a_small_model(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, quorum=3, rounds=2, deadline_s=60.0)
-    machines = Machines(tmp_path / "f", settings, build_model())
-    proxy = behind_proxy(machines, bytes_per_s=50_000)
-    try:
-        machines.start_all()
-        machines.wait("coordinator", *SITES, timeout_s=180)
-        assert '"absent":[]' in machines.read_audit()
-    finally:
-        proxy.close()
-        machines.end()
-
-
-@pytest.mark.slow
-def test_twenty_kills_of_the_coordinator_at_random_moments_change_no_bit(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, quorum=3, rounds=24, give_up_s=300.0)
-    machines = Machines(tmp_path / "f", settings, build_model())
-    machines.seconds = 0.5
-    rng = np.random.default_rng(int(os.environ.get("CONSILIUM_SEED", "20")))
-    kills = 0
-    try:
-        machines.start_all()
-        while kills < 20:
-            time.sleep(float(rng.uniform(2.0, 7.0)))
-            if machines.processes["coordinator"].poll() is not None:
-                break
-            machines.kill("coordinator")
-            machines.start("coordinator")
-            kills += 1
-        machines.wait("coordinator", *SITES, timeout_s=300)
-        assert kills == 20
-        assert digest_of(machines.final) == simulated(tmp_path, settings=settings)
-    finally:
-        machines.end()
-
-
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")
+@pytest.mark.skipif(is_isolated(), reason="this whole run is in a network of loopback alone")
 def test_everything_works_in_a_network_of_loopback_alone(tmp_path: Path) -> None:
     name = test_the_same_file_runs_simulated_and_real_with_the_same_bits.__name__
     here = f"{Path(__file__).relative_to(REPOSITORY)}::{name}"

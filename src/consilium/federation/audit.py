@@ -4,14 +4,13 @@ keeps.
 
 import hashlib
 import json
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from consilium.errors import FederationError
-from consilium.federation.durable import sync_folder
+from consilium.federation.durable import append_line, sync_folder
 
 GENESIS = "0" * 64
 
@@ -74,15 +73,21 @@ class AuditLog:
         self._load()
 
     def append(self, event: str, round_number: int, **details: Any) -> None:
-        """Write one event; it is durable with the next seal."""
+        """Write one event; it is durable with the next seal.
+
+        Raises:
+            FederationError: If it cannot be written, e.g. on a full disk; the log is as before.
+        """
         with self._lock:
             record = {"event": event, "round": round_number, **details, "previous": self._last}
             line = json.dumps(record, sort_keys=True, separators=(",", ":"))
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-                if event == "sealed":
-                    file.flush()
-                    os.fsync(file.fileno())
+            try:
+                append_line(self._path, line, sync=event == "sealed")
+            except OSError as fault:
+                raise FederationError(
+                    f"audit log: the event {event} could not be written ({fault.strerror}). Free space there "
+                    "and resume: nothing that was committed is lost."
+                ) from fault
             self._last = _hash(line)
 
     def seal(self, round_number: int, model_digest: str) -> Seal:

@@ -5,13 +5,14 @@ Sites only ever ask; nothing is pushed to them. Whatever carries the frames (a t
 tells the desk who is asking, as it authenticated it.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from consilium.errors import DataError
+from consilium.errors import DataError, FederationError
 from consilium.federation.audit import AuditLog
 from consilium.federation.frames import CHUNK_BYTES, Bytes, decode_frame, encode_frame
 from consilium.federation.settings import FederationSettings
@@ -162,7 +163,9 @@ class Desk:
         """Report once per round, so that a loud site cannot fill the log."""
         if (site, why) not in self._complaints:
             self._complaints.add((site, why))
-            self._report("refused", site, why)
+            # A log that cannot be written ends the run where it commits, with the reason; not this answer.
+            with contextlib.suppress(FederationError):
+                self._report("refused", site, why)
 
     def _check_presence(self, site: str, header: Mapping[str, Any]) -> str | None:
         """Refuse strangers, other jobs and a second live process with one identity."""

@@ -2,6 +2,7 @@
 the folder.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,21 @@ def write_durably(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Replace ``path`` by ``content``; a reader sees the old content or the new one, never a part."""
     with replacing(path, sync=sync) as file:
         file.write(content)
+
+
+def append_line(path: Path, line: str, *, sync: bool = False) -> None:
+    """Add a line, or leave the file as it was: a disk that fills up on the way must not leave half of it."""
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        content = line.encode() + b"\n"
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def sync_folder(folder: Path) -> None:

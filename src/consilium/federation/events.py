@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from consilium.federation.durable import append_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundEvent:
@@ -47,8 +49,7 @@ def write_events(path: Path) -> Watch:
 
     def watch(event: RoundEvent) -> None:
         record = asdict(event) | {"at_s": round(time.monotonic() - began, 3)}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, sort_keys=True, default=dict) + "\n")
+        append_line(path, json.dumps(record, sort_keys=True, default=dict))
 
     return watch
 

@@ -1,5 +1,6 @@
 """What a coordinator's and a hospital's process do, whatever carries their frames."""
 
+import contextlib
 import importlib
 import json
 import time
@@ -44,7 +45,7 @@ class CoordinatorFolder:
         self.desk = Desk(self.settings, self.journal.audit, clock=time.monotonic, spool=spool, report=report)
 
     def run(self, watch: Watch | None = None, *, linger_s: float = LINGER_S) -> Group:
-        """Run or resume the rounds, keep the final model, and wait until present sites have fetched it.
+        """Run or resume the rounds, keep the final model, and wait until the sites have fetched it.
 
         Raises:
             FederationError: As `run_rounds`; the reason is also in ``status.json``.
@@ -52,9 +53,11 @@ class CoordinatorFolder:
         log = write_events(self.folder / "progress.jsonl")
 
         def tell(event: RoundEvent) -> None:
-            if event.kind != "waiting":
-                log(event)
-            self._write_status(event)
+            # What is told is not what is kept: on a full disk the journal says so and ends the run.
+            with contextlib.suppress(OSError):
+                if event.kind != "waiting":
+                    log(event)
+                self._write_status(event)
             if watch is not None:
                 watch(event)
 
@@ -69,15 +72,25 @@ class CoordinatorFolder:
                 self.settings, first, desk=self.desk, journal=self.journal, clock=time.monotonic, watch=tell
             )
         except FederationError as fault:
-            self._write_status(
-                RoundEvent(kind="stopped", round_number=-1, rounds=self.settings.rounds, detail=str(fault))
+            stopped = RoundEvent(
+                kind="stopped", round_number=-1, rounds=self.settings.rounds, detail=str(fault)
             )
+            with contextlib.suppress(OSError):
+                self._write_status(stopped)
             raise
         write_tensors(self.folder / FINAL, final.schema, final.items())
-        until = time.monotonic() + linger_s
-        while time.monotonic() < until and not self.desk.list_present() <= self.desk.list_served():
-            time.sleep(0.05)
+        self._hand_out(linger_s)
         return final
+
+    def _hand_out(self, linger_s: float) -> None:
+        """Wait until the sites that are there, or were in the last round, have fetched the final model."""
+        state = self.journal.need_state()
+        last = {s for s, number in state.last_counted.items() if number == state.round_number - 1}
+        until = time.monotonic() + linger_s
+        while time.monotonic() < until:
+            if last | self.desk.list_present() <= self.desk.list_served():
+                return
+            time.sleep(0.05)
 
     def _write_status(self, event: RoundEvent) -> None:
         # As a whole, so that whoever looks never sees a part; not synced, as the next event replaces it.

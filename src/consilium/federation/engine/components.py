@@ -69,6 +69,10 @@ def _start(work: Callable[[], object]) -> None:
         except ConsiliumError as fault:
             LOG.error("%s", fault)
             code = REFUSED
+        except Exception as fault:
+            # The edge of this process: a fault of the hospital's own training would repeat for ever.
+            LOG.exception("stopped by an error: %s: %s", type(fault).__name__, fault)
+            code = REFUSED
         finally:
             # FLARE's threads do not end with ours. Everything of value is on disk already, so the process
             # just ends.

@@ -200,12 +200,12 @@ def _run(folder: Path, *words: object) -> None:
     """Run FLARE's own command, with its notes kept in ``folder`` and not in the user's home."""
     home = folder / "flare"
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "nvflare.cli", *map(str, words)]
+    command = [sys.executable, "-m", "consilium.federation.engine.backdate", *map(str, words)]
     result = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"HOME": str(home.resolve())}, check=False
     )
     if result.returncode:
-        if "No module named nvflare" in result.stderr:
+        if "No module named 'nvflare'" in result.stderr:
             raise ConfigurationError(
                 "federation: the transport is not installed. pip install 'consilium[federation]'."
             )

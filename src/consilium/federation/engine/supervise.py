@@ -59,7 +59,8 @@ def supervise_coordinator(
     finally:
         _end(process)
     if process.returncode:
-        reason = json.loads(last_text)["detail"] if last_text else "it did not start; see flare.log"
+        last = json.loads(last_text or "{}")
+        reason = last["detail"] if last.get("kind") == "stopped" else _read_reason(folder, "see flare.log")
         raise FederationError(f"coordinator: stopped. {reason}")
 
 
@@ -73,9 +74,14 @@ def supervise_site(command: list[str], folder: Path, say: Callable[[str], None])
         say(f"the transport ended ({code}); it is started again in {RESTART_S:.0f} s")
         time.sleep(RESTART_S)
     if code:
-        lines = (folder / "flare.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        reasons = [line.partition(ERROR)[2] for line in lines if ERROR in line]
-        raise FederationError(f"site: {reasons[-1] if reasons else 'it refused to go on; see flare.log'}")
+        raise FederationError(f"site: {_read_reason(folder, 'it refused to go on; see flare.log')}")
+
+
+def _read_reason(folder: Path, otherwise: str) -> str:
+    """The last error of ours in FLARE's log."""
+    lines = (folder / "flare.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    reasons = [line.partition(ERROR)[2] for line in lines if ERROR in line]
+    return reasons[-1] if reasons else otherwise
 
 
 def _run_site_once(command: list[str], folder: Path, say: Callable[[str], None]) -> int:

@@ -1,0 +1,70 @@
+"""The watch over FLARE's process: what it tells, when it warns, and which end is final."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from consilium.errors import FederationError
+from consilium.federation.engine import supervise
+from consilium.federation.events import RoundEvent
+
+EVENT = RoundEvent(kind="waiting", round_number=0, rounds=2, detail="site-1", seconds_left=9.0)
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def write_status(folder: Path, event: RoundEvent, then: str) -> list[str]:
+    """A process that says where it stands, and then does something."""
+    path, content = str(folder / "status.json"), json.dumps(asdict(event), default=dict)
+    write = f"pathlib.Path({path!r}).write_text({content!r})"
+    return program(f"import pathlib, sys, time; {write}; {then}")
+
+
+def test_a_process_that_gives_no_sign_of_life_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "STALLED_S", 0.5)
+    events: list[RoundEvent] = []
+    warnings: list[str] = []
+    command = write_status(tmp_path, EVENT, "time.sleep(2.5)")
+    supervise.supervise_coordinator(command, tmp_path, events.append, warnings.append)
+    assert events == [EVENT]
+    assert len(warnings) == 1
+    assert "no sign of life" in warnings[0]
+
+
+def test_a_stopped_coordinator_ends_with_its_own_reason(tmp_path: Path) -> None:
+    stopped = RoundEvent(kind="stopped", round_number=-1, rounds=2, detail="needs 2 updates; 1 arrived")
+    command = write_status(tmp_path, stopped, "sys.exit(3)")
+    with pytest.raises(FederationError, match="needs 2 updates; 1 arrived"):
+        supervise.supervise_coordinator(command, tmp_path, lambda event: None, print)
+
+
+def test_a_reason_that_only_reached_the_log_is_found_there(tmp_path: Path) -> None:
+    line = f"2026-11-25{supervise.ERROR}journal: the disk is full"
+    command = write_status(tmp_path, EVENT, f"print({line!r}); sys.exit(3)")
+    with pytest.raises(FederationError, match="the disk is full"):
+        supervise.supervise_coordinator(command, tmp_path, lambda event: None, print)
+
+
+def test_a_site_is_started_again_after_an_end_of_the_transport_and_not_after_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "RESTART_S", 0.01)
+    said: list[str] = []
+    line = f"2026-11-25{supervise.ERROR}the federation is not approved"
+    text = (
+        "import pathlib, sys; marker = pathlib.Path('marker'); first = not marker.exists(); marker.touch()\n"
+        f"print({line!r}) if not first else None\n"
+        f"sys.exit(1 if first else {supervise.REFUSED})"
+    )
+    with pytest.raises(FederationError, match="the federation is not approved"):
+        supervise.supervise_site(program(text), tmp_path, said.append)
+    assert [text for text in said if "started again" in text] == [
+        "the transport ended (1); it is started again in 0 s"
+    ]
