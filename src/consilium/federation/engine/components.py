@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -69,11 +70,12 @@ def _start(work: Callable[[], object]) -> None:
         except ConsiliumError as fault:
             LOG.error("%s", fault)
             code = REFUSED
-        except Exception as fault:
-            # The edge of this process: a fault of the hospital's own training would repeat for ever.
-            LOG.exception("stopped by an error: %s: %s", type(fault).__name__, fault)
-            code = REFUSED
         finally:
+            fault = sys.exception()
+            if fault is not None:
+                # A fault of the hospital's own training would repeat for ever: it ends here, in this log.
+                LOG.error("stopped by %s: %s", type(fault).__name__, fault, exc_info=fault)
+                code = REFUSED
             # FLARE's threads do not end with ours. Everything of value is on disk already, so the process
             # just ends.
             logging.shutdown()
