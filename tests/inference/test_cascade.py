@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from consilium.cases.case import Instance, State
-from consilium.cases.dataset import Dataset, create_dataset
-from consilium.cases.draft import AnnotationDraft, CaseDraft
 from consilium.errors import CheckpointError, ConfigurationError
-from consilium.geometry.affine import Affine
-from consilium.geometry.volume import Grid, Volume
 from consilium.inference.candidates import (
     Candidate,
     DetectorDescription,
@@ -21,12 +16,14 @@ from consilium.inference.candidates import (
     output_to_image,
     suppress_neighbours,
 )
-from consilium.inference.cascade import Cascade, contour_instances, load_cascade, save_cascade
+from consilium.inference.cascade import Cascade, contour_instances
+from consilium.inference.cascade_file import find_cascade, load_cascade, save_cascade
 from consilium.inference.preprocess import Preprocessing
 from consilium.losses.detection import DetectionLoss, detection_loss, make_targets
 from consilium.networks.build import NetworkConfig
 from consilium.networks.detector import OUTPUTS, Detector, DetectorConfig, build_detector
 from consilium.training.candidate_patches import PatchConfig, train_segmenter
+from consilium.training.config import Budget
 from consilium.training.detection import (
     LUNG_WINDOW,
     DetectionCase,
@@ -35,23 +32,11 @@ from consilium.training.detection import (
     make_sample,
     train_detector,
 )
+from tests.training.balls import GRID, balls, dataset_of
 
-GRID = Grid((48, 48, 48), Affine.from_spacing((2.0, 2.0, 2.0), origin_lps_mm=(-40.0, -50.0, 20.0)))
 PREPROCESSING = Preprocessing(spacing_zyx_mm=(2.0, 2.0, 2.0), windows=LUNG_WINDOW)
 TRUNK = NetworkConfig(kind="unet3d", in_channels=16, out_channels=OUTPUTS, channels=(16, 24))
 SMALL = DetectorConfig(stem_channels=12, trunk=TRUNK)
-
-
-def balls(*places: tuple[tuple[float, float, float], float]) -> tuple[Volume, np.ndarray]:
-    """A noisy lung with soft balls (centre as index, diameter in mm), and the labels."""
-    image = np.random.default_rng(0).normal(-850, 20, GRID.shape_zyx)
-    labels = np.zeros(GRID.shape_zyx, np.uint8)
-    index = np.indices(GRID.shape_zyx).astype(float)
-    for number, (centre, diameter) in enumerate(places, start=1):
-        inside = np.linalg.norm(index - np.reshape(centre, (3, 1, 1, 1)), axis=0) * 2 <= diameter / 2
-        image[inside] = 40
-        labels[inside] = number
-    return Volume(image.astype(np.int16), GRID), labels
 
 
 def maps_of(centres: list[tuple[float, float, float]], sizes: list[float]) -> torch.Tensor:
@@ -150,36 +135,6 @@ def test_a_detector_with_other_outputs_is_refused() -> None:
         DetectorConfig(trunk=NetworkConfig(in_channels=16, out_channels=2))
 
 
-def dataset_of(folder: Path) -> Dataset:
-    dataset = create_dataset(folder)
-    for k in range(3):
-        centre = (14.0 + 4 * k, 24.0, 20.0 + 3 * k)
-        volume, labels = balls((centre, 14.0))
-        x, y, z = GRID.affine.to_points(centre)
-        thing = Instance(structure="Nodule", number=1, centre_lps_mm=(x, y, z), diameter_mm=14.0)
-        point = Instance(structure="Non-nodule", number=1, centre_lps_mm=(0, 0, 40), diameter_mm=-1)
-        dataset.add(
-            CaseDraft(
-                source_identity=f"ball-{k}",
-                patient_identity=f"ball-{k}",
-                image=volume,
-                modality="CT",
-                annotations=(
-                    AnnotationDraft(
-                        structure="Nodule",
-                        reader="truth",
-                        state=State.CONTOURED,
-                        mask=lambda labels=labels: labels,
-                    ),
-                ),
-                importer="phantom",
-                source_sha256={},
-                instances=(thing, point),
-            )
-        )
-    return dataset
-
-
 def test_samples_put_the_target_where_the_thing_is(tmp_path: Path, rng: np.random.Generator) -> None:
     config = DetectionConfig(structure="Nodule", preprocessing=PREPROCESSING, ignored=("Non-nodule",))
     dataset = dataset_of(tmp_path / "data")
@@ -197,20 +152,21 @@ def test_samples_put_the_target_where_the_thing_is(tmp_path: Path, rng: np.rando
 def test_training_finds_and_contours_balls_and_the_file_keeps_it(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "data")
     config = DetectionConfig(
-        structure="Nodule", preprocessing=PREPROCESSING, network=SMALL, steps=60, rate=5e-3
+        structure="Nodule", preprocessing=PREPROCESSING, network=SMALL, budget=Budget(steps=60), rate=5e-3
     )
     cases = load_detection_cases(dataset, dataset.case_ids, config)
-    detector, losses = train_detector(cases, config)
+    detector, losses, finished = train_detector(cases, config)
+    assert finished
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     patches = PatchConfig(
         structure="Nodule",
         preprocessing=PREPROCESSING,
         patch_zyx=(16, 16, 16),
         network=NetworkConfig(kind="unet3d", channels=(8, 16)),
-        steps=60,
+        budget=Budget(steps=60),
         rate=5e-3,
     )
-    segmenter, _ = train_segmenter(cases, [np.zeros((0, 3))] * 3, patches)
+    segmenter, _, _ = train_segmenter(cases, [np.zeros((0, 3))] * 3, patches)
     cascade = Cascade(detector=detector, description=config.describe(), segmenter=segmenter)
     centre = (30.0, 18.0, 28.0)
     volume, labels = balls((centre, 14.0))
@@ -224,6 +180,8 @@ def test_training_finds_and_contours_balls_and_the_file_keeps_it(tmp_path: Path)
     again = load_cascade(tmp_path / "model.consilium")
     assert again.digest == digest
     assert np.array_equal(contour_instances(again, volume).labels, result.labels)
+    assert find_cascade(tmp_path / "model.consilium") == tmp_path / "model.consilium"
+    assert find_cascade(tmp_path) is None
     changed = bytearray((tmp_path / "model.consilium").read_bytes())
     changed[-5] ^= 1
     (tmp_path / "bad.consilium").write_bytes(changed)
@@ -252,9 +210,11 @@ def test_nothing_found_is_an_answer_and_is_said() -> None:
         ignored_zyx=np.zeros((0, 3)),
         mask=volume.array > -200,
     )
-    patches = PatchConfig(structure="Nodule", preprocessing=PREPROCESSING, patch_zyx=(16, 16, 16), steps=1)
-    segmenter, _ = train_segmenter([case], [np.zeros((0, 3))], patches)
+    patches = PatchConfig(
+        structure="Nodule", preprocessing=PREPROCESSING, patch_zyx=(16, 16, 16), budget=Budget(steps=1)
+    )
+    segmenter, _, _ = train_segmenter([case], [np.zeros((0, 3))], patches)
     result = contour_instances(Cascade(detector=silent, description=description, segmenter=segmenter), volume)
     assert result.instances == ()
     assert not result.labels.any()
-    assert result.sentence == "Nodule: none found."
+    assert result.sentence == "Nodule: none found (candidates looked at: 0)."

@@ -13,7 +13,7 @@ from consilium.cases.case import Case, Instance
 from consilium.cases.dataset import create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
 from consilium.cases.nifti import write_nifti
-from consilium.cli.features import features
+from consilium.cli.features import features, number_as
 from consilium.errors import ConfigurationError, DataError, GeometryError
 from consilium.geometry.affine import STANDARD_AXES_LPS, Affine
 from consilium.geometry.volume import Grid, Volume
@@ -262,3 +262,9 @@ def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(DataError, match="columns"):
         read_table(path)
+
+
+def test_instances_of_a_prediction_take_the_number_of_what_they_overlap() -> None:
+    reference = np.array([[[1, 1, 1, 0, 2, 2, 0, 0]]])
+    labels = np.array([[[0, 2, 2, 2, 1, 0, 0, 3]]], np.uint16)
+    assert number_as(labels, reference).tolist() == [[[0, 1, 1, 1, 2, 0, 0, 3]]]

@@ -11,6 +11,7 @@ from consilium.geometry.volume import Grid
 from consilium.inference.preprocess import Preprocessing
 from consilium.losses.detection import DetectionLoss
 from consilium.training.candidate_patches import PatchConfig, train_segmenter
+from consilium.training.config import Budget
 from consilium.training.detection import (
     LUNG_WINDOW,
     DetectionCase,
@@ -48,8 +49,10 @@ def test_training_without_cases_or_things_is_refused() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="steps"):
-        replace(CONFIG, steps=0)
+    with pytest.raises(ConfigurationError, match="rates"):
+        replace(CONFIG, rate=0.0)
+    with pytest.raises(ConfigurationError, match="crop_zyx"):
+        replace(CONFIG, batch=2)
     with pytest.raises(ConfigurationError, match="hard_share"):
         DetectionLoss(hard_share=0.0)
     with pytest.raises(ConfigurationError, match="false_share"):
@@ -71,6 +74,6 @@ def test_a_part_of_a_scan_keeps_its_targets_in_place(rng: np.random.Generator) -
 
 
 def test_the_same_seed_trains_to_the_same_loss() -> None:
-    short = replace(CONFIG, steps=3, crop_zyx=(24, 24, 24))
+    short = replace(CONFIG, budget=Budget(steps=3), crop_zyx=(24, 24, 24))
     one, two = (train_detector([lone_case()], short)[1] for _ in range(2))
     assert one == two

@@ -1,6 +1,6 @@
 """``consilium contour``: apply a model, or several, to a CT that it has never seen."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ import typer
 from consilium.cases.dataset import MANIFEST, file_name_of, open_dataset
 from consilium.cases.files import write_json
 from consilium.cases.nifti import read_nifti, write_nifti
+from consilium.cli import cascades
 from consilium.cli.console import console, print_table, progress_bar
 from consilium.cli.contoured import contour_dataset, write_source_note
 from consilium.errors import ConfigurationError, DataError
@@ -19,6 +20,7 @@ from consilium.geometry.volume import Grid, Volume
 from consilium.importers.dicom_scan import scan_dicom
 from consilium.importers.dicom_series import SeriesHeader, read_series
 from consilium.importers.dicom_study import private_record_of
+from consilium.inference.cascade_file import find_cascade, load_cascade
 from consilium.inference.contour import Contoured, contour_prediction, entropy_on_grid, predict
 from consilium.inference.model import Model, load_model
 from consilium.review.places import CONTOURS
@@ -46,10 +48,15 @@ def contour(
 ) -> None:
     """RUN... INPUT OUTPUT: contour a DICOM folder or a NIfTI file. RUN... DATASET: contour every case of it.
 
-    Of several runs the mean probability counts. The contours are proposals (UNAPPROVED): look at them with
-    consilium review OUTPUT. In a dataset they become a reader of their own, model-…, which trains and scores
-    nothing; cases that have it are skipped.
+    Of several runs the mean probability counts. A cascade gives one numbered contour with its confidence per
+    thing found; that nothing was found is an answer. The contours are proposals (UNAPPROVED): look at them
+    with consilium review OUTPUT. In a dataset they become a reader of their own, model-…, which trains and
+    scores nothing; cases that have it are skipped.
     """
+    cascade = find_cascade(paths[0])
+    if cascade is not None and len(paths) >= 2:
+        _use_cascade(cascade, paths[1:], output_format, series, doubt)
+        return
     if len(paths) >= 2 and (paths[-1] / MANIFEST).exists():
         contour_dataset([load_model(run) for run in paths[:-1]], open_dataset(paths[-1]))
         return
@@ -61,18 +68,16 @@ def contour(
     models = [load_model(run) for run in runs]
     with progress_bar() as progress:
         volume, header = read_input(source, series, progress)
-        chosen = output_format or ("rtstruct" if header is not None else "nifti")
-        if chosen not in FORMATS:
-            raise ConfigurationError(f"--format: must be one of {FORMATS}; got {chosen!r}.")
-        if chosen != "nifti" and header is None:
-            raise ConfigurationError(f"--format: {chosen} needs a DICOM input; the input is NIfTI.")
+        chosen = choose_format(output_format, header)
         prediction = predict(models, volume, progress=progress)
         out.mkdir(parents=True, exist_ok=True)
         found: list[Contoured] = []
         masks = _noting(contour_prediction(prediction, volume.grid, progress=progress), found)
         if header is not None and chosen != "nifti":
             written = out / DICOM_NAMES[chosen]
-            write_dicom(written, chosen, masks, volume.grid, header, models)
+            write_dicom(
+                written, chosen, masks, volume.grid, header, name=_name(models), digest=models[0].digest
+            )
         else:
             written = out
             for name, mask in masks:
@@ -90,16 +95,67 @@ def contour(
     console.print(f"Look at them and decide: consilium review {out}", markup=False, soft_wrap=True)
 
 
+def structures_of(run: Path) -> tuple[str, ...]:
+    """What a run, a model file or a cascade contours."""
+    cascade = find_cascade(run)
+    return load_model(run).structures if cascade is None else (load_cascade(cascade).structure,)
+
+
+def build_drawer(runs: Sequence[Path]) -> Callable[[Volume], tuple[Iterator[tuple[str, Mask]], str, str]]:
+    """Load runs, model files or one cascade once; the function gives an image's masks, name and digest."""
+    cascade = find_cascade(runs[0])
+    if cascade is not None and len(runs) == 1:
+        return lambda volume: cascades.draw(cascade, volume)
+    models = [load_model(run) for run in runs]
+
+    def draw(volume: Volume) -> tuple[Iterator[tuple[str, Mask]], str, str]:
+        prediction = predict(models, volume)
+        masks = ((name, mask) for name, mask, _ in contour_prediction(prediction, volume.grid))
+        return masks, _name(models), models[0].digest
+
+    return draw
+
+
+def _use_cascade(file: Path, paths: list[Path], output_format: str, series: str, doubt: bool) -> None:
+    if doubt or len(paths) > 2:
+        raise ConfigurationError("contour: a cascade is used alone, and without --doubt.")
+    if (paths[-1] / MANIFEST).exists():
+        cascades.contour_dataset(file, open_dataset(paths[-1]))
+        return
+    if len(paths) < 2:
+        raise ConfigurationError("contour: needs a cascade, an input and an output folder, or a dataset.")
+    source, out = paths
+    with progress_bar() as progress:
+        volume, header = read_input(source, series, progress)
+        chosen = choose_format(output_format, header)
+        digest, result = cascades.find(file, volume, progress)
+    out.mkdir(parents=True, exist_ok=True)
+    if header is not None and chosen != "nifti":
+        written = out / DICOM_NAMES[chosen]
+        masks = cascades.instance_masks(result)
+        write_dicom(written, chosen, masks, volume.grid, header, name=cascades.ALGORITHM, digest=digest)
+    else:
+        written = out / f"{file_name_of(result.structure)}.nii.gz"
+        write_nifti(written, Volume(result.labels, volume.grid))
+    write_json(out / CONTOURS, cascades.result_record(result, digest))
+    write_source_note(out, source, header)
+    cascades.print_found(result)
+    console.print(f"Written: {written}", markup=False, soft_wrap=True)
+    console.print(f"Look at them and decide: consilium review {out}", markup=False, soft_wrap=True)
+
+
 def write_dicom(
     path: Path,
     form: str,
     masks: Iterator[tuple[str, Mask]],
     grid: Grid,
     header: SeriesHeader,
-    models: list[Model],
+    *,
+    name: str,
+    digest: str,
 ) -> None:
-    """Write the models' contours of a series as one RTSTRUCT (``"rtstruct"``) or DICOM SEG (``"seg"``)."""
-    name, digest, record = _name(models), models[0].digest, private_record_of(header)
+    """Write a model's contours of a series as one RTSTRUCT (``"rtstruct"``) or DICOM SEG (``"seg"``)."""
+    record = private_record_of(header)
     if form == "seg":
         export_seg(path, list(masks), grid, record, algorithm=name, model_sha256=digest)
         return
@@ -110,6 +166,20 @@ def write_dicom(
         SeriesReference.from_record(record),
         algorithm=Algorithm(name=name, model_sha256=digest),
     )
+
+
+def choose_format(wanted: str, header: SeriesHeader | None) -> str:
+    """The output's format; by default as the input is.
+
+    Raises:
+        ConfigurationError: Not known, or DICOM out of NIfTI.
+    """
+    chosen = wanted or ("rtstruct" if header is not None else "nifti")
+    if chosen not in FORMATS:
+        raise ConfigurationError(f"--format: must be one of {FORMATS}; got {chosen!r}.")
+    if chosen != "nifti" and header is None:
+        raise ConfigurationError(f"--format: {chosen} needs a DICOM input; the input is NIfTI.")
+    return chosen
 
 
 def read_input(source: Path, series: str, progress: Progress) -> tuple[Volume, SeriesHeader | None]:

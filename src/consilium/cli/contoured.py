@@ -1,6 +1,7 @@
 """What a model contoured, as cases to look at: in a dataset, or beside the output of contour."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def open_contoured(out: Path) -> Dataset:
         frame = dataset.private_part().read_record(case_id).get("series", {}).get("FrameOfReferenceUID", "")
         drawn = {row["structure"]: bool(row["voxels"]) for row in record["structures"]}
         wanted = {name: drawn[name] for name in sorted(doubts) if case.annotation(name, reader) is None}
-        for done, (name, mask) in enumerate(_masks(out, case.image.grid, wanted, frame)):
+        files = {row["structure"]: _Place.of(record, row) for row in record["structures"]}
+        for done, (name, mask) in enumerate(_masks(out, case.image.grid, wanted, frame, files)):
             progress("contours", done, len(wanted))
             write_annotation(dataset, case_id, name, mask, reader=reader, doubt=doubts[name])
     return dataset
@@ -103,7 +105,22 @@ def _image_of(note: dict[str, Any], progress: Progress) -> Source:
     )
 
 
-def _masks(out: Path, grid: Grid, wanted: dict[str, bool], frame: str) -> Iterator[tuple[str, Mask]]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a contour lies in NIfTI: a mask of its own (number 0), or a number in a cascade's label map."""
+
+    file: str
+    number: int
+
+    @classmethod
+    def of(cls, record: dict[str, Any], row: dict[str, Any]) -> "_Place":
+        name = str(record.get("looked_for", row["structure"]))
+        return cls(f"{file_name_of(name)}.nii.gz", int(row.get("number", 0)))
+
+
+def _masks(
+    out: Path, grid: Grid, wanted: dict[str, bool], frame: str, places: dict[str, _Place]
+) -> Iterator[tuple[str, Mask]]:
     """The masks in whichever format they were written; ``wanted`` says which have any voxel."""
     rtstruct, seg = out / "contours.dcm", out / "segmentation.dcm"
     drafts: dict[str, Any] = {}
@@ -115,13 +132,14 @@ def _masks(out: Path, grid: Grid, wanted: dict[str, bool], frame: str) -> Iterat
         found, _ = annotations_from_seg(seg, grid, frame_of_reference_uid=frame, reader=MODEL_READER)
         drafts = {a.structure: a.mask for a in found}
     for name, any_voxel in wanted.items():
-        file = out / f"{file_name_of(name)}.nii.gz"
+        file, number = out / places[name].file, places[name].number
         if not any_voxel:
             yield name, np.zeros(grid.shape_zyx, dtype=bool)
         elif drafts.get(name) is not None:
             yield name, drafts[name]() != 0
         elif file.exists():
-            yield name, read_nifti(file).array != 0
+            labels = read_nifti(file).array
+            yield name, labels == number if number else labels != 0
         else:
             raise DataError(
                 f"{out.name}: must hold the contour of {name}; it does not. Contour the image again."

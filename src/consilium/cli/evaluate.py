@@ -9,11 +9,15 @@ import typer
 
 from consilium.cases.dataset import open_dataset
 from consilium.cases.files import write_atomically, write_json
+from consilium.cli.cascade_evaluation import evaluate_cascade_file
 from consilium.cli.console import console, print_table, progress_bar
 from consilium.errors import ConfigurationError
+from consilium.inference.cascade_file import find_cascade
 from consilium.inference.model import load_model
 from consilium.pages.page import Figure, Section, TableBlock, Text, table_csv, write_page
 from consilium.pages.pictures import Panel, draw_panels
+from consilium.training.cascade_evaluation import Chosen
+from consilium.training.cascade_run import is_cascade_run, open_cascade_run
 from consilium.training.evaluation import (
     DEFINITIONS,
     FIGURES,
@@ -40,9 +44,27 @@ def evaluate(
         str, typer.Option(help="validation or training (of the run's split), or all cases of the dataset.")
     ] = "",
     reader: Annotated[str | None, typer.Option(help="Whose contours are the reference.")] = None,
+    least_readers: Annotated[
+        int, typer.Option(help="Of a cascade: ignore what fewer readers saw; 0: as it was trained.")
+    ] = 0,
 ) -> None:
-    """Compare a model's contours with the reference by overlap, distance and work left."""
+    """Compare a model's contours with the reference by overlap, distance and work left.
+
+    A cascade is judged by what it finds: FROC and CPM by LUNA16's rules, by size, whole-scan Dice, and the
+    readers' own agreement beside the model's.
+    """
     opened = open_dataset(dataset)
+    cascade = find_cascade(run)
+    if cascade is not None:
+        evaluate_cascade_file(
+            cascade,
+            dataset,
+            _chosen_cases(run, opened.case_ids, split),
+            Chosen(least_readers=least_readers, reader=reader),
+            out,
+            run.name,
+        )
+        return
     model = load_model(run)
     case_ids = _chosen_cases(run, opened.case_ids, split)
     rows: list[Compared] = []
@@ -141,7 +163,7 @@ def _chosen_cases(run: Path, known: tuple[str, ...], split: str) -> tuple[str, .
         raise ConfigurationError(
             "--split: a model file does not know its split. Use --split all, or name the run."
         )
-    opened = open_run(run).split
+    opened = (open_cascade_run(run) if is_cascade_run(run) else open_run(run)).split
     wanted = opened.validation if split == "validation" else opened.training
     missing = sorted(set(wanted) - set(known))
     if missing:

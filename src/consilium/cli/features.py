@@ -9,8 +9,8 @@ import numpy as np
 import typer
 
 import consilium
-from consilium.cases.case import Case
-from consilium.cases.dataset import open_dataset
+from consilium.cases.case import Case, State
+from consilium.cases.dataset import Dataset, open_dataset
 from consilium.cases.files import write_json
 from consilium.cases.nifti import read_nifti
 from consilium.cli.console import console, print_table, progress_bar
@@ -107,7 +107,7 @@ def _of_dataset(
             settings,
             skipped,
             structures=structures,
-            predict=None if run is None else _predictor(run),
+            predict=None if run is None else _predictor(run, dataset),
             progress=progress,
         )
         write_table(table, rows)
@@ -119,16 +119,57 @@ def _of_dataset(
             _write_stability(table.with_suffix(".stability.csv"), readers, changes)
 
 
-def _predictor(run: Path) -> Predict:
+def _predictor(run: Path, dataset: Dataset) -> Predict:
+    from consilium.inference.cascade import contour_instances
+    from consilium.inference.cascade_file import find_cascade, load_cascade
     from consilium.inference.contour import contour_volume
     from consilium.inference.model import load_model
 
+    file = find_cascade(run)
+    if file is not None:
+        cascade = load_cascade(file)
+
+        def find(case: Case, image: Volume) -> Mapping[str, Array]:
+            labels = contour_instances(cascade, image).labels
+            annotation = case.annotation(cascade.structure)
+            if annotation is not None and annotation.state is State.CONTOURED:
+                labels = number_as(labels, dataset.load_instances(case, cascade.structure, annotation.reader))
+            return {cascade.structure: labels}
+
+        return find
     model = load_model(run)
 
     def predict(case: Case, image: Volume) -> Mapping[str, Array]:
         return {name: mask for name, mask, _ in contour_volume(model, image)}
 
     return predict
+
+
+def number_as(labels: Array, reference: Array) -> Array:
+    """Instances with the number of the reference's one that they overlap most; the others get new numbers.
+
+    Args:
+        labels: (Z, Y, X) numbers of instances, 0 is none.
+        reference: Likewise.
+    """
+    numbered = np.zeros_like(labels)
+    taken: set[int] = set()
+    rest = []
+    for number in np.unique(labels[labels > 0]):
+        inside = labels == number
+        under = reference[inside]
+        under = under[(under > 0) & ~np.isin(under, list(taken))]
+        if len(under):
+            values, counts = np.unique(under, return_counts=True)
+            best = int(values[counts.argmax()])
+            taken.add(best)
+            numbered[inside] = best
+        else:
+            rest.append(inside)
+    highest = int(max(reference.max(), numbered.max()))
+    for k, inside in enumerate(rest, start=1):
+        numbered[inside] = highest + k
+    return numbered
 
 
 def _of_image(

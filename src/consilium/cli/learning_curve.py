@@ -9,8 +9,8 @@ import typer
 
 from consilium.cases.dataset import open_dataset
 from consilium.cases.files import write_atomically, write_json
-from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar
-from consilium.cli.train import read_settings, stop_on_interrupt
+from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar, stop_on_interrupt
+from consilium.cli.train import read_settings
 from consilium.pages.page import Figure, Section, TableBlock, Text, table_csv, write_page
 from consilium.pages.pictures import draw_curves
 from consilium.training.config import Budget

@@ -68,11 +68,11 @@ def example() -> None:
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="The node's TOML file.")]) -> None:
     """Check the file, load the model, and ask every destination whether it answers (C-ECHO, QIDO-RS)."""
-    from consilium.inference.model import load_model
+    from consilium.cli.contour import structures_of
     from consilium.node.deliver import NotDelivered, echo
 
     settings = _settings(file)
-    structures = [", ".join(load_model(model).structures) for model in settings.models]
+    structures = [", ".join(structures_of(model)) for model in settings.models]
     console.print(f"Contours: {structures[0]}", markup=False)
     rows, faults = [], 0
     for destination in settings.send:
@@ -148,14 +148,14 @@ def build_contourer(models: tuple[Path, ...], form: str) -> Callable[..., Any]:
         models: Runs or model files.
         form: ``"rtstruct"`` or ``"seg"``.
     """
-    from consilium.inference.model import load_model
+    from consilium.cli.contour import build_drawer
     from consilium.node.contouring import Outcome, SeriesFiles
 
-    loaded = [load_model(model) for model in models]
+    draw = build_drawer(models)
 
     def contour(files: SeriesFiles, out: Path) -> Outcome:
         try:
-            _contour_series(files.images, out, form, loaded)
+            _contour_series(files.images, out, form, draw)
         except DataError as error:
             return Outcome(message=str(error), lasting=True)
         except ConsiliumError as error:
@@ -167,20 +167,18 @@ def build_contourer(models: tuple[Path, ...], form: str) -> Callable[..., Any]:
     return contour
 
 
-def _contour_series(images: Sequence[Path], out: Path, form: str, models: list[Any]) -> None:
+def _contour_series(images: Sequence[Path], out: Path, form: str, draw: Callable[..., Any]) -> None:
     from consilium.cli.contour import write_dicom
     from consilium.importers.dicom_scan import scan_dicom
     from consilium.importers.dicom_series import read_series
-    from consilium.inference.contour import contour_prediction, predict
 
     scan = scan_dicom(images)
     if len(scan.series) != 1:
         raise scan.refused[0] if scan.refused else DataError("series: must be one of CT; it is not.")
     (header,) = scan.series
     volume, _ = read_series(header)
-    prediction = predict(models, volume)
-    masks = ((name, mask) for name, mask, _ in contour_prediction(prediction, volume.grid))
-    write_dicom(out, form, masks, volume.grid, header, models)
+    masks, name, digest = draw(volume)
+    write_dicom(out, form, masks, volume.grid, header, name=name, digest=digest)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import typer
 
 from consilium.cases.dataset import Dataset, open_dataset
 from consilium.cases.files import read_json, write_atomically, write_json
-from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar
+from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar, stop_on_interrupt
 from consilium.cli.evaluate import draw_case
-from consilium.cli.train import read_settings, stop_on_interrupt
+from consilium.cli.train import read_settings
 from consilium.errors import ConfigurationError
 from consilium.inference.model import load_model
 from consilium.pages.page import Figure, Section, TableBlock, Text, table_csv, write_page

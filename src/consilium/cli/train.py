@@ -1,20 +1,19 @@
 """``consilium train``: train a network on a dataset."""
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from consilium.cases.dataset import open_dataset
 from consilium.cases.files import write_atomically
-from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar
+from consilium.cli import cascades
+from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar, stop_on_interrupt
 from consilium.errors import ConfigurationError
 from consilium.pages.pictures import draw_curves
+from consilium.training.cascade_run import is_cascade_run
 from consilium.training.config import Budget, TrainingConfig
 from consilium.training.loop import train as run_training
 from consilium.training.run_folder import CONFIG, CURVES, Run, open_run
@@ -40,13 +39,35 @@ def train(
     watch: Annotated[str, typer.Option(help="On over-fitting: lower, stop or off.")] = "lower",
     seed: Annotated[int, typer.Option(help="Repeats the same training.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    detect: Annotated[
+        bool, typer.Option("--detect", help="Find, then contour: a cascade for things such as nodules.")
+    ] = False,
+    least_readers: Annotated[
+        int, typer.Option(help="With --detect: ignore what fewer readers saw (LUNA16 takes 3 of 4).")
+    ] = 1,
 ) -> int:
     """Train a network: four fifths of the patients teach it, one fifth validates it.
 
     Whole volumes where the memory allows, patches otherwise; [bold]consilium plan[/bold] says beforehand.
     Ctrl-C keeps everything; --resume goes on.
+    --detect learns to find small things (instances with diameters) in whole scans, and to contour each.
     """
     opened = open_dataset(dataset)
+    if minutes is None and epochs is None and steps is None:
+        epochs = DEFAULT_EPOCHS
+    budget = Budget(minutes=minutes, epochs=epochs, steps=steps)
+    if is_cascade_run(run):
+        _check_resume(run, resume)
+        return cascades.resume(opened, run)
+    if detect:
+        settings = cascades.settings_of(
+            opened,
+            structures=_names(structures),
+            least_readers=least_readers,
+            spacing_zyx_mm=read_spacing(spacing),
+            seed=seed,
+        )
+        return cascades.start(opened, run, settings, budget)
     if resume or (run / CONFIG).exists():
         chosen = _resume(run, resume)
     else:
@@ -59,9 +80,6 @@ def train(
             watch=watch,
             seed=seed,
         )
-        if minutes is None and epochs is None and steps is None:
-            epochs = DEFAULT_EPOCHS
-        budget = Budget(minutes=minutes, epochs=epochs, steps=steps)
         with progress_bar() as progress:
             chosen = start_run(opened, run, config, budget, progress=progress)
     for reason in chosen.plan.reasons:
@@ -100,35 +118,25 @@ def read_settings(*, scale_weights: str, structures: str, spacing: str, **others
         )
     else:
         weights = _numbers(scale_weights, "--scale-weights")
-    size = _numbers(spacing, "--spacing")
-    if len(size) not in {0, 3}:
-        raise ConfigurationError(f"--spacing: must be three lengths in mm, z,y,x; got {spacing!r}.")
-    wanted: Triple | None = (size[0], size[1], size[2]) if size else None
     config = TrainingConfig(
-        structures=tuple(name.strip() for name in structures.split(",") if name.strip()),
+        structures=_names(structures),
         scale_weights=weights,
         learned_weights=learned,
-        spacing_zyx_mm=wanted,
+        spacing_zyx_mm=read_spacing(spacing),
     )
     return replace(config, **others)
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ask to stop at the first Ctrl-C or SIGTERM, after the step in progress; the second interrupts."""
-    asked: list[int] = []
+def read_spacing(text: str) -> Triple | None:
+    """Three lengths in mm, z, y, x; None for an empty text.
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    Raises:
+        ConfigurationError: Something else.
+    """
+    size = _numbers(text, "--spacing")
+    if len(size) not in {0, 3}:
+        raise ConfigurationError(f"--spacing: must be three lengths in mm, z,y,x; got {text!r}.")
+    return (size[0], size[1], size[2]) if size else None
 
 
 def write_curves(run: Run) -> None:
@@ -159,11 +167,15 @@ def write_curves(run: Run) -> None:
 
 def _resume(folder: Path, asked: bool) -> Run:
     run = open_run(folder)
+    _check_resume(folder, asked)
+    return run
+
+
+def _check_resume(folder: Path, asked: bool) -> None:
     if not asked:
         raise ConfigurationError(
             f"{folder.name}: holds a run already. Go on with --resume, or name another folder."
         )
-    return run
 
 
 def _print_end(run: Run, best_step: int) -> None:
@@ -181,6 +193,10 @@ def _print_end(run: Run, best_step: int) -> None:
         rows,
     )
     console.print(f"Curves: {run.folder / CURVES}", markup=False)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:

@@ -1,37 +1,23 @@
 """Find, then contour: a detector's candidates are segmented one by one at full resolution and merged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
 
-from consilium.errors import CheckpointError, ConfigurationError
+from consilium.errors import ConfigurationError
 from consilium.geometry.crop import Box
 from consilium.geometry.resample import resample
 from consilium.geometry.volume import Volume
 from consilium.inference.candidates import Candidate, DetectorDescription, find_candidates
-from consilium.inference.device import choose_device, has_fast_bf16
-from consilium.inference.model import (
-    Model,
-    ModelDescription,
-    build_model,
-    canonical_json,
-    compute_digest,
-    load_weights,
-    read_tensors,
-    write_tensors,
-)
+from consilium.inference.model import Model
 from consilium.inference.preprocess import AIR, map_to_grid, network_grid
 from consilium.inference.whole_volume import predict_whole
-from consilium.networks.detector import Detector, build_detector, with_bf16
+from consilium.networks.detector import Detector
 from consilium.types import Array, FloatArray, Mask, Progress, no_progress
 
-CASCADE_FORMAT = "consilium-cascade"
-CASCADE_VERSION = 1
 LEAST_SCORE = 0.05
 """Candidates below it are not segmented."""
 
@@ -45,6 +31,13 @@ _NEAR_MM = 4.0
 class Cascade:
     """A detector and the network that contours its candidates, ready for use.
 
+    Args:
+        detector: In evaluation mode, where the segmenter is.
+        description: Of the detector.
+        segmenter: Contours the one thing in the middle of its window.
+        digest: Of the file it was read from.
+        card: What a person should know before using it; JSON-able.
+
     Raises:
         ConfigurationError: The segmenter contours another structure, several, or has no window.
     """
@@ -53,6 +46,12 @@ class Cascade:
     description: DetectorDescription
     segmenter: Model
     digest: str = ""
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def structure(self) -> str:
+        """What it finds."""
+        return self.description.structure
 
     def __post_init__(self) -> None:
         if self.segmenter.structures != (self.description.structure,):
@@ -91,19 +90,19 @@ class CascadeResult:
         structure: What was looked for.
         labels: (Z, Y, X) uint16 on the image's grid: the number of the instance.
         instances: The surest first.
-        candidates: How many the detector gave.
+        candidates: What the detector gave, the surest first; most of them are dropped.
     """
 
     structure: str
     labels: Array
     instances: tuple[FoundInstance, ...]
-    candidates: int
+    candidates: tuple[Candidate, ...]
 
     @property
     def sentence(self) -> str:
         """What to tell a person."""
         if not self.instances:
-            return f"{self.structure}: none found."
+            return f"{self.structure}: none found (candidates looked at: {len(self.candidates)})."
         surest = self.instances[0].confidence
         return f"{self.structure}: {len(self.instances)} found, the surest with confidence {surest:.2f}."
 
@@ -167,60 +166,7 @@ def contour_instances(
         structure=cascade.description.structure,
         labels=labels,
         instances=tuple(instances),
-        candidates=len(candidates),
-    )
-
-
-def save_cascade(path: Path, cascade: Cascade) -> str:
-    """Write both networks to one file; returns its digest."""
-    tensors = {f"detector.{k}": v for k, v in cascade.detector.state_dict().items()}
-    tensors |= {f"segmenter.{k}": v for k, v in cascade.segmenter.network.state_dict().items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = {
-        "detector": cascade.description.to_json(),
-        "segmenter": cascade.segmenter.description.to_json(),
-    }
-    digest = compute_digest(canonical_json(record), tensors)
-    header = {
-        "format": CASCADE_FORMAT,
-        "version": CASCADE_VERSION,
-        "description": record,
-        "digest": digest,
-    }
-    write_tensors(path, tensors, header)
-    return digest
-
-
-def load_cascade(path: Path, *, device: torch.device | None = None) -> Cascade:
-    """Read what `save_cascade` wrote.
-
-    Raises:
-        CheckpointError: No cascade, one of another version, or its content does not have its digest.
-    """
-    tensors, header = read_tensors(path)
-    found = (header.get("format"), header.get("version"))
-    if found != (CASCADE_FORMAT, CASCADE_VERSION):
-        raise CheckpointError(
-            f"{path.name}: must be of format {CASCADE_FORMAT!r} version {CASCADE_VERSION}; found "
-            f"{found[0]!r} version {found[1]!r}."
-        )
-    record = header.get("description")
-    digest = compute_digest(canonical_json(record if isinstance(record, dict) else {}), tensors)
-    if not isinstance(record, dict) or digest != header.get("digest"):
-        raise CheckpointError(
-            f"{path.name}: the content must have the digest that the file states; it has not. Get it again."
-        )
-    device = device or choose_device()
-    try:
-        description = DetectorDescription.from_json(record["detector"])
-        segmenter = ModelDescription.from_json(record["segmenter"])
-    except KeyError as error:
-        raise CheckpointError(f"{path.name}: must describe both networks; {error} is missing.") from error
-    detector = build_detector(with_bf16(description.network, has_fast_bf16(device)), seed=0)
-    load_weights(detector, _part(tensors, "detector."))
-    model = build_model(segmenter, _part(tensors, "segmenter."), device=device)
-    return Cascade(
-        detector=detector.to(device).eval(), description=description, segmenter=model, digest=digest
+        candidates=tuple(candidates),
     )
 
 
@@ -278,7 +224,3 @@ def _corners(shape_zyx: tuple[int, int, int]) -> Array:
     top = np.array(shape_zyx) - 1
     corners: Array = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 3) * top
     return corners
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

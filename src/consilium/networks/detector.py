@@ -20,7 +20,9 @@ OUTPUTS = 5
 
 _HALF = (2, 2, 2)
 
-DEFAULT_TRUNK = NetworkConfig(kind="unet3d", in_channels=32, out_channels=OUTPUTS, channels=(32, 64, 96))
+DEFAULT_TRUNK = NetworkConfig(
+    kind="unet3d", in_channels=32, out_channels=OUTPUTS, channels=(32, 64, 96), blocks=(1, 1, 1)
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,12 @@
 """The state of a training on disk: exact, written in one step, refused when damaged."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from consilium.errors import CheckpointError
 from consilium.inference.model import compute_digest, load_weights, parse_json, read_tensors, write_tensors
@@ -27,8 +29,7 @@ def save_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
     tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
     tensors |= {f"loss.{name}": value for name, value in state.loss.state_dict().items()}
-    tensors |= _optimiser_tensors(state)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors |= optimiser_tensors(state.named_parameters(), state.optimiser)
     scalars = json.dumps(
         {
             "step": state.step,
@@ -40,6 +41,30 @@ def save_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
             "recent_loss": state.recent_loss,
         }
     )
+    write_checkpoint(path, tensors, scalars, fingerprint=fingerprint)
+
+
+def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> None:
+    """Put a saved state into ``state``, which was built from the same plan.
+
+    Raises:
+        CheckpointError: Damaged, of another version, or of another plan, split or seed.
+    """
+    tensors, record = read_checkpoint(path, fingerprint=fingerprint)
+    load_weights(state.network, part_of(tensors, "network."))
+    state.loss.load_state_dict(part_of(tensors, "loss."))
+    for name, value in part_of(tensors, "average.").items():
+        state.average[name].copy_(value)
+    load_optimiser(state.named_parameters(), state.optimiser, part_of(tensors, "optimiser."))
+    state.step, state.elapsed_s = int(record["step"]), float(record["elapsed_s"])
+    state.watch = OverfittingWatch.from_json(record["watch"])
+    state.best_dice, state.best_step = float(record["best_dice"]), int(record["best_step"])
+    state.recent, state.recent_loss = record["recent"], record["recent_loss"]
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], scalars: str, *, fingerprint: str) -> None:
+    """Write tensors and a JSON text in one step, with the digest of both."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
         "format": CHECKPOINT_FORMAT,
         "version": CHECKPOINT_VERSION,
@@ -50,8 +75,8 @@ def save_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
     write_tensors(path, tensors, header)
 
 
-def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> None:
-    """Put a saved state into ``state``, which was built from the same plan.
+def read_checkpoint(path: Path, *, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_checkpoint` wrote.
 
     Raises:
         CheckpointError: Damaged, of another version, or of another plan, split or seed.
@@ -73,33 +98,32 @@ def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
             f"{path.name}: the content must have the digest that the file states; it has not. The file is "
             "damaged: train again into a new folder."
         )
-    load_weights(state.network, _part(tensors, "network."))
-    state.loss.load_state_dict(_part(tensors, "loss."))
-    for name, value in _part(tensors, "average.").items():
-        state.average[name].copy_(value)
-    _load_optimiser(state, _part(tensors, "optimiser."))
-    record = parse_json(scalars, path.name)
-    state.step, state.elapsed_s = int(record["step"]), float(record["elapsed_s"])
-    state.watch = OverfittingWatch.from_json(record["watch"])
-    state.best_dice, state.best_step = float(record["best_dice"]), int(record["best_step"])
-    state.recent, state.recent_loss = record["recent"], record["recent_loss"]
+    return tensors, parse_json(scalars, path.name)
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name begins so, without that beginning."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:
+def optimiser_tensors(
+    parameters: Iterable[tuple[str, nn.Parameter]], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     """``optimiser.<parameter>.<slot>``; slots are AdamW's step and two moments."""
     found = {}
-    for name, parameter in state.named_parameters():
-        for slot, value in state.optimiser.state.get(parameter, {}).items():
+    for name, parameter in parameters:
+        for slot, value in optimiser.state.get(parameter, {}).items():
             found[f"optimiser.{name}.{slot}"] = torch.as_tensor(value)
     return found
 
 
-def _load_optimiser(state: TrainingState, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in state.named_parameters():
+def load_optimiser(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    optimiser: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+) -> None:
+    """The inverse of `optimiser_tensors`, without the beginning of the names."""
+    for name, parameter in parameters:
         prefix = f"{name}."
         slots = {
             key.removeprefix(prefix): value
@@ -107,7 +131,7 @@ def _load_optimiser(state: TrainingState, tensors: dict[str, Tensor]) -> None:
             if key.startswith(prefix) and "." not in key.removeprefix(prefix)
         }
         if slots:
-            state.optimiser.state[parameter] = {
+            optimiser.state[parameter] = {
                 slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True)
                 for slot, value in slots.items()
             }

@@ -1,23 +1,28 @@
-"""Training of a detector on whole scans, from the dataset's instance records."""
+"""Training of a detector on whole scans or parts of them, from the dataset's instance records."""
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from consilium.cases.cache import CropReader
+from consilium.cases.case import Case, Instance
 from consilium.cases.dataset import Dataset
 from consilium.errors import ConfigurationError, RunError
 from consilium.geometry.crop import Box, crop_or_pad
 from consilium.geometry.volume import Grid
 from consilium.inference.candidates import DetectorDescription, image_to_output
 from consilium.inference.device import choose_device, has_fast_bf16
-from consilium.inference.preprocess import AIR, Preprocessing, prepare_image, prepare_mask, to_channels
+from consilium.inference.preprocess import AIR, Preprocessing, to_channels
 from consilium.losses.detection import DetectionLoss, DetectionTargets, detection_loss, make_targets
 from consilium.networks.detector import STRIDE, Detector, DetectorConfig, build_detector, with_bf16
-from consilium.types import Array, Mask, Progress, Shape, Triple, no_progress
+from consilium.training.config import Budget
+from consilium.training.data import prepare_cases
+from consilium.training.learner import Sitting, learn, start_learner
+from consilium.types import Array, Progress, Shape, Triple, no_progress
 
 LUNG_WINDOW = ((-1000.0, 400.0),)
 
@@ -30,14 +35,15 @@ class DetectionConfig:
         structure: What to find; cases must have `Instance` records of it, or say that it is absent.
         preprocessing: From image to network.
         ignored: Structures whose instances are neither to be found nor wrong.
+        least_readers: Instances that fewer readers saw are ignored too.
         network: The detector's shape.
         loss: Its weights.
-        steps: How many.
-        minutes: Ends the training earlier; None: never.
+        budget: How long.
         crop_zyx: Part of a scan that one sample shows, in voxels, two of three times with a thing in
             it; None: the whole scan.
         batch: Samples per step; above 1 only with ``crop_zyx``.
         rate: Highest learning rate.
+        head_rate: The same for the last layer (`TrainingConfig.head_rate` says why).
         seed: Decides weights, order and changes.
 
     Raises:
@@ -47,26 +53,53 @@ class DetectionConfig:
     structure: str
     preprocessing: Preprocessing
     ignored: tuple[str, ...] = ()
+    least_readers: int = 1
     network: DetectorConfig = field(default_factory=DetectorConfig)
     loss: DetectionLoss = field(default_factory=DetectionLoss)
-    steps: int = 1000
-    minutes: float | None = None
+    budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     crop_zyx: Shape | None = None
     batch: int = 1
     rate: float = 2e-3
+    head_rate: float = 1e-2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.rate < 1 or (self.minutes is not None and self.minutes <= 0):
+        if not (0 < self.rate < 1 and 0 < self.head_rate < 1):
             raise ConfigurationError(
-                f"detection: steps must be at least 1, the rate in (0, 1), minutes positive; got "
-                f"{self.steps}, {self.rate} and {self.minutes}."
+                f"detection: rates must be in (0, 1); got {self.rate} and {self.head_rate}."
             )
         if self.batch < 1 or (self.batch > 1 and self.crop_zyx is None):
             raise ConfigurationError(
                 f"detection: batch must be 1, or more with crop_zyx, for whole scans differ in size; got "
                 f"{self.batch}."
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; `from_json` gives an equal object."""
+        return {
+            "structure": self.structure,
+            "preprocessing": self.preprocessing.to_json(),
+            "ignored": list(self.ignored),
+            "least_readers": self.least_readers,
+            "network": self.network.to_dict(),
+            "loss": asdict(self.loss),
+            "budget": self.budget.to_json(),
+            "crop_zyx": None if self.crop_zyx is None else list(self.crop_zyx),
+            "batch": self.batch,
+            "rate": self.rate,
+            "head_rate": self.head_rate,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "DetectionConfig":
+        """The inverse of `to_json`."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        values["preprocessing"] = Preprocessing.from_json(record["preprocessing"])
+        values["network"] = DetectorConfig.from_dict(record["network"])
+        values["loss"] = DetectionLoss(**record["loss"])
+        values["budget"] = Budget(**record["budget"])
+        return cls(**values)
 
     def describe(self) -> DetectorDescription:
         """What the trained detector needs to be used."""
@@ -81,21 +114,40 @@ class DetectionCase:
 
     Args:
         case_id: Pseudonym.
-        image: (Z, Y, X) int16.
+        image: (Z, Y, X) int16; index it to read a crop.
         grid: Of ``image``.
         centres_zyx: (N, 3) fractional indices of the things to be found.
         diameters_mm: (N,) > 0.
         ignored_zyx: (M, 3) places about which nothing is learnt.
-        mask: (Z, Y, X) bool: inside any of the things; None if nobody outlined them.
+        mask: (Z, Y, X): not 0 inside any of the things; None if nobody outlined them.
     """
 
     case_id: str
-    image: Array
+    image: CropReader
     grid: Grid
     centres_zyx: Array
     diameters_mm: Array
     ignored_zyx: Array
-    mask: Mask | None
+    mask: CropReader | None
+
+
+def sort_instances(
+    case: Case, structure: str, *, ignored: Sequence[str] = (), least_readers: int = 1
+) -> tuple[list[Instance], list[Instance]]:
+    """Instances that are to be found, and those that are neither to be found nor wrong.
+
+    The latter are those of ``ignored`` structures, of unknown diameter, or seen by fewer than
+    ``least_readers`` readers (an instance that names no reader counts).
+    """
+    wanted, skipped = [], []
+    for instance in case.instances:
+        mine = instance.structure == structure
+        seen = not instance.readers or len(instance.readers) >= least_readers
+        if mine and seen and instance.diameter_mm > 0:
+            wanted.append(instance)
+        elif mine or instance.structure in ignored:
+            skipped.append(instance)
+    return wanted, skipped
 
 
 def load_detection_cases(
@@ -118,47 +170,44 @@ def load_detection_cases(
         progress: Told after each case.
     """
     loaded = []
-    for done, case_id in enumerate(case_ids):
-        case = dataset.case(case_id)
-        prepared = prepare_image(dataset.load_image(case), config.preprocessing)
-        wanted = [i for i in case.instances if i.structure == config.structure and i.diameter_mm > 0]
-        skipped = [
-            i
-            for i in case.instances
-            if i.structure in config.ignored or (i.structure == config.structure and i.diameter_mm <= 0)
-        ]
-        annotation = case.annotation(config.structure, reader)
-        mask = None
-        if annotation is not None and annotation.state != "unknown":
-            whole = dataset.load_mask(case, config.structure, annotation.reader)
-            mask = prepare_mask(whole, case.image.grid, prepared.grid)
-        to_index = prepared.grid.affine.to_indices
+    prepared = prepare_cases(
+        dataset, case_ids, (config.structure,), config.preprocessing, reader=reader, progress=progress
+    )
+    for one in prepared:
+        wanted, skipped = sort_instances(
+            dataset.case(one.case_id),
+            config.structure,
+            ignored=config.ignored,
+            least_readers=config.least_readers,
+        )
+        to_index = one.grid.affine.to_indices
         loaded.append(
             DetectionCase(
-                case_id=case_id,
-                image=prepared.array,
-                grid=prepared.grid,
+                case_id=one.case_id,
+                image=one.image,
+                grid=one.grid,
                 centres_zyx=to_index(np.array([i.centre_lps_mm for i in wanted]).reshape(-1, 3)),
                 diameters_mm=np.array([i.diameter_mm for i in wanted]),
                 ignored_zyx=to_index(np.array([i.centre_lps_mm for i in skipped]).reshape(-1, 3)),
-                mask=mask,
+                mask=_FirstBits(one.bits) if one.known[0] else None,
             )
         )
-        progress("preparing cases", done + 1, len(case_ids))
     return loaded
 
 
 def train_detector(
-    cases: Sequence[DetectionCase],
-    config: DetectionConfig,
-    *,
-    progress: Progress = no_progress,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[Detector, list[float]]:
-    """Train on whole scans (or large parts of them), one per step.
+    cases: Sequence[DetectionCase], config: DetectionConfig, *, sitting: Sitting | None = None
+) -> tuple[Detector, list[float], bool]:
+    """Train on whole scans or parts of them.
+
+    Args:
+        cases: To learn from.
+        config: Settings.
+        sitting: Progress, Ctrl-C and where the state is kept.
 
     Returns:
-        The detector in evaluation mode with the moving average of its weights, and the loss of each step.
+        The detector in evaluation mode with the moving average of its weights, the loss of each step of this
+        sitting, and whether the budget is spent.
 
     Raises:
         RunError: No case, or a loss that is no number.
@@ -168,31 +217,27 @@ def train_detector(
     device = choose_device()
     shape = with_bf16(config.network, has_fast_bf16(device))
     detector = build_detector(shape, seed=config.seed).to(device)
-    average = Averaging(detector)
-    optimiser = torch.optim.AdamW(detector.parameters(), lr=config.rate, weight_decay=1e-2)
-    losses: list[float] = []
-    started = time.monotonic()
-    order: list[int] = []
-    for step in range(config.steps):
-        share = step / config.steps
-        if config.minutes is not None:
-            share = max(share, (time.monotonic() - started) / (60 * config.minutes))
-        if share >= 1 or should_stop():
-            break
-        set_rate(optimiser, config.rate, share)
+    learner = start_learner(detector, rate=config.rate, head_rate=config.head_rate)
+
+    def compute_loss(step: int) -> Tensor:
         images, targets = [], []
         for sample in range(config.batch):
             rng = np.random.default_rng((config.seed, step, sample))
-            order = order or rng.permutation(len(cases)).tolist()
-            image, target = make_sample(cases[order.pop()], config, rng)
+            image, target = make_sample(_case_at(cases, config, step, sample), config, rng)
             images.append(image)
             targets.append(_to(target, device))
-        loss = detection_loss(detector(torch.cat(images).to(device)), targets, config.loss)
-        losses.append(step_once(detector, optimiser, loss))
-        average.take(detector, step)
-        progress("training the detector", int(share * 1000), 1000)
-    average.give(detector)
-    return detector.eval(), losses
+        return detection_loss(detector(torch.cat(images).to(device)), targets, config.loss)
+
+    finished = learn(
+        learner,
+        compute_loss,
+        config.budget,
+        sitting or Sitting(name="training the detector"),
+        rate=config.rate,
+        steps_per_epoch=max(1, round(len(cases) / config.batch)),
+    )
+    learner.give_average()
+    return detector.eval(), learner.losses, finished
 
 
 def make_sample(
@@ -205,7 +250,7 @@ def make_sample(
         size = np.array(config.crop_zyx)
         start = start + _choose_corner(case, size, rng)
     box = Box(tuple(start), tuple(start + size))
-    image = crop_or_pad(case.image, box, AIR)
+    image = read_box(case.image, box, AIR)
     flips = tuple(axis for axis in range(3) if rng.random() < 0.5)
     gain, offset = rng.uniform(0.95, 1.05), rng.uniform(-25, 25)
     channels = np.ascontiguousarray(np.flip(image, flips)).astype(np.float32) * gain + offset
@@ -229,49 +274,37 @@ def make_sample(
     return tensor, targets
 
 
-class Averaging:
-    """A moving average of a network's weights, shorter while the training is young."""
-
-    def __init__(self, network: torch.nn.Module, decay: float = 0.99) -> None:
-        self._decay = decay
-        self._kept = [p.detach().clone() for p in network.parameters()]
-
-    def take(self, network: torch.nn.Module, step: int) -> None:
-        """After each step."""
-        decay = min(self._decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for kept, now in zip(self._kept, network.parameters(), strict=True):
-                kept.lerp_(now, 1 - decay)
-
-    def give(self, network: torch.nn.Module) -> None:
-        """Put the average into the network."""
-        with torch.no_grad():
-            for kept, now in zip(self._kept, network.parameters(), strict=True):
-                now.copy_(kept)
+def read_box(array: CropReader, box: Box, fill: float) -> Array:
+    """The voxels of a box that may reach outside; only what is inside is read."""
+    return np.asarray(crop_or_pad(cast("Array", array), box, fill))
 
 
-def set_rate(optimiser: torch.optim.Optimizer, highest: float, share: float) -> None:
-    """Rise over the first twentieth of a training, then fall as a cosine to nothing."""
-    rise = 0.05
-    factor = share / rise if share < rise else 0.5 * (1 + np.cos(np.pi * (share - rise) / (1 - rise)))
-    for group in optimiser.param_groups:
-        group["lr"] = highest * max(float(factor), 1e-3)
+def _case_at(
+    cases: Sequence[DetectionCase], config: DetectionConfig, step: int, sample: int
+) -> DetectionCase:
+    """Every case once per epoch, in an order of its own."""
+    epoch, place = divmod(step * config.batch + sample, len(cases))
+    return cases[int(np.random.default_rng((config.seed, epoch)).permutation(len(cases))[place])]
 
 
-def step_once(network: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
-    """One step down a loss; returns the loss.
+class _FirstBits:
+    """The first structure of packed ones (W, Z, Y, X), as a mask (Z, Y, X) that is read crop by crop."""
 
-    Raises:
-        RunError: The loss is no number.
-    """
-    value = float(loss.detach())
-    if not np.isfinite(value):
-        raise RunError(f"training: the loss must be a number; it became {value}. Lower the rate.")
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-    optimiser.step()
-    return value
+    def __init__(self, bits: CropReader) -> None:
+        self._bits = bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._bits.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._bits.dtype
+
+    def __getitem__(self, index: Any) -> Array:
+        rest = index if isinstance(index, tuple) else (index,)
+        part: Array = self._bits[(slice(0, 1), *rest)][0]
+        return part & np.uint8(1)
 
 
 def _choose_corner(case: DetectionCase, size: Array, rng: np.random.Generator) -> Array:
