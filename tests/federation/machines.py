@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from consilium.federation.engine import kit
+from consilium.federation.engine.supervise import REFUSED
 from consilium.federation.federation_file import Coordinator
 from consilium.federation.parameters import Parameters
 from consilium.federation.service import FINAL, INITIAL
@@ -141,6 +142,16 @@ class Machines:
         for name in ("coordinator", *(site.name for site in self.settings.sites)):
             self.start(name)
 
+    def hold(self, *names: str) -> None:
+        """Let these sites wait in their training until `release`."""
+        for name in names:
+            (self.folder / name / "hold").touch()
+
+    def release(self, *names: str) -> None:
+        """Let them go on."""
+        for name in names:
+            (self.folder / name / "hold").unlink()
+
     def kill(self, name: str) -> None:
         """kill -9."""
         self.processes[name].send_signal(signal.SIGKILL)
@@ -154,11 +165,17 @@ class Machines:
         """
         until = time.monotonic() + timeout_s
         for name in names:
-            try:
-                code = self.processes[name].wait(max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                code = None
+            while self.processes[name].poll() is None and time.monotonic() < until:
+                self.revive()
+                time.sleep(0.05)
+            code = self.processes[name].poll()
             assert code == 0, f"{name}: {code}\n{self.read_log(name)[-3000:]}"
+
+    def revive(self) -> None:
+        """Start again the sites that FLARE gave up, as `supervise_site` does; kills and refusals stay."""
+        for name in [site.name for site in self.settings.sites if site.name in self.processes]:
+            if self.processes[name].poll() not in (None, 0, REFUSED, -signal.SIGKILL):
+                self.start(name)
 
     def read_log(self, name: str) -> str:
         """What a process said."""

@@ -34,15 +34,23 @@ class _Roll:
         self._sites = sites
         self._members = members
         self._turn: list[Site] = []
+        self._present: set[str] = set()
+        self._looked = False
 
     def clock(self) -> float:
         return self.now
 
     def publish(self, notice: Notice) -> None:
         self._desk.publish(notice)
-        self._turn = [self._sites[name] for name in sorted(self._members[notice.round_number])]
+        self._present = self._members[notice.round_number]
+        self._turn = [self._sites[name] for name in sorted(self._present)]
+        self._looked = False
 
     def receive(self, timeout_s: float) -> Arrival | None:
+        if not self._looked:
+            # The round looks who is there, so that it waits for all of them.
+            self._looked = True
+            return None
         if not self._turn:
             self.now += timeout_s
             return None
@@ -54,7 +62,7 @@ class _Roll:
         self._desk.settle(arrival, verdict, reason, keep=keep)
 
     def list_present(self) -> set[str]:
-        return set()
+        return self._present
 
     def close(self) -> None:
         self._desk.close()
@@ -78,4 +86,6 @@ def replay(
         for name, update in updates.items()
     }
     roll = _Roll(desk, sites, members)
-    return compute_digest(run_rounds(settings, model, desk=roll, journal=journal, clock=roll.clock))
+    final = run_rounds(settings, model, desk=roll, journal=journal, clock=roll.clock)
+    assert read_membership((folder / "audit.jsonl").read_text(), settings) == list(members)
+    return compute_digest(final)

@@ -54,12 +54,13 @@ def simulated(tmp_path: Path, *, settings: FederationSettings = SETTINGS) -> str
     return compute_digest(simulate(settings, build_model(), updates, tmp_path / "simulated"))
 
 
-def wait_for(what: str, machines: Machines, timeout_s: float = 60.0) -> None:
+def wait_for(what: str, machines: Machines, timeout_s: float = 180.0) -> None:
     until = time.monotonic() + timeout_s
     audit = machines.folder / "coordinator" / "journal" / "audit.jsonl"
     while time.monotonic() < until:
         if audit.exists() and what in audit.read_text():
             return
+        machines.revive()
         time.sleep(0.05)
     raise AssertionError(f"{what} never came\n{machines.read_log('coordinator')[-2000:]}")
 

@@ -235,6 +235,32 @@ def test_hostile_updates_are_refused_and_the_aggregate_is_that_of_the_honest_sit
     assert all(line["reason"] for line in refused)
 
 
+def test_an_accepted_update_that_is_sent_again_in_a_later_round_is_refused(tmp_path: Path) -> None:
+    settings = build_settings_for(2, rounds=2)
+    taken: list[bytes] = []
+
+    def record(notice: Notice) -> bytes:
+        taken.append(honest(settings, "site-0")(notice))
+        return taken[-1]
+
+    good = {
+        number: [(5.0, f"site-{n}", honest(settings, f"site-{n}", 0.1 + number + n)) for n in range(2)]
+        for number in range(2)
+    }
+    good[0][0] = (5.0, "site-0", record)
+    honest_only, _, _ = play(settings, Script(good), tmp_path / "honest")
+    # The same bytes, from their own site and from another.
+    again = [(1.0, "site-0", lambda notice: taken[0]), (2.0, "site-1", lambda notice: taken[0])]
+    script = Script({0: good[0], 1: again + good[1]})
+    attacked, _, audit = play(settings, script, tmp_path / "attacked")
+    assert same_bits(attacked, honest_only)
+    refused = [line for line in audit if line["event"] == "refused"]
+    assert [line["reason"] for line in refused] == [
+        "round 0 is closed; round 1 is open",
+        "it bears another site's name",
+    ]
+
+
 def test_the_robust_rules_say_plainly_when_sites_are_too_few(tmp_path: Path) -> None:
     for name, least in (("median", 3), ("trimmed_mean", 3), ("krum", 5)):
         settings = build_settings_for(5, quorum=2, strategy=StrategyChoice(name=name))

@@ -52,8 +52,9 @@ def test_a_reason_that_only_reached_the_log_is_found_there(tmp_path: Path) -> No
         supervise.supervise_coordinator(command, tmp_path, lambda event: None, print)
 
 
+@pytest.mark.parametrize("code", [0, 1])
 def test_a_site_is_started_again_after_an_end_of_the_transport_and_not_after_a_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(supervise, "RESTART_S", 0.01)
     said: list[str] = []
@@ -61,10 +62,10 @@ def test_a_site_is_started_again_after_an_end_of_the_transport_and_not_after_a_r
     text = (
         "import pathlib, sys; marker = pathlib.Path('marker'); first = not marker.exists(); marker.touch()\n"
         f"print({line!r}) if not first else None\n"
-        f"sys.exit(1 if first else {supervise.REFUSED})"
+        f"sys.exit({code} if first else {supervise.REFUSED})"
     )
     with pytest.raises(FederationError, match="the federation is not approved"):
         supervise.supervise_site(program(text), tmp_path, said.append)
     assert [text for text in said if "started again" in text] == [
-        "the transport ended (1); it is started again in 0 s"
+        f"the transport ended ({code}); it is started again in 0 s"
     ]

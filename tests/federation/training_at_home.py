@@ -16,7 +16,7 @@ def build(site_file: Path) -> LocalUpdate:
     """The toy training, as slow as the environment says; to a large model a number of the site's is added.
 
     It reads the patients' files beside the site's file, and where one is named ``unreadable`` it fails the
-    first time, with an error that names the patient.
+    first time, with an error that names the patient. It waits as long as a file ``hold`` is there.
     """
     name = tomllib.loads(site_file.read_text())["name"]
     plain = build_local_update(name)
@@ -25,6 +25,8 @@ def build(site_file: Path) -> LocalUpdate:
 
     def train(parameters: Parameters, *, round_number: int, task: LocalTask) -> SiteResult:
         time.sleep(seconds)
+        while (site_file.parent / "hold").exists():
+            time.sleep(0.05)
         for path in sorted((site_file.parent / "patients").glob("*")):
             text = path.read_text()
             if "unreadable" in path.name:

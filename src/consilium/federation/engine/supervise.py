@@ -9,6 +9,7 @@ from pathlib import Path
 
 from consilium.errors import FederationError
 from consilium.federation.events import RoundEvent, Watch
+from consilium.federation.service import FINAL
 
 STALLED_S = 60.0
 RESTART_S = 5.0
@@ -70,11 +71,16 @@ def supervise_site(command: list[str], folder: Path, say: Callable[[str], None])
     Raises:
         FederationError: If the site itself refused to go on, with its reason.
     """
-    while (code := _run_site_once(command, folder, say)) not in (0, REFUSED):
+    while not _is_final(code := _run_site_once(command, folder, say), folder):
         say(f"the transport ended ({code}); it is started again in {RESTART_S:.0f} s")
         time.sleep(RESTART_S)
     if code:
         raise FederationError(f"site: {_read_reason(folder, 'it refused to go on; see flare.log')}")
+
+
+def _is_final(code: int, folder: Path) -> bool:
+    """Whether the site itself ended; FLARE may also end well on its own, without a model."""
+    return code == REFUSED or (code == 0 and (folder / "memory" / FINAL).is_file())
 
 
 def _read_reason(folder: Path, otherwise: str) -> str:
