@@ -41,6 +41,7 @@ async def _page(request: Request) -> Response:
 
 def _render_page(request: Request) -> str:
     desk, case = desk_of(request), case_of(request)
+    desk.images.prepare(case)
     ids = desk.dataset.case_ids
     here = ids.index(case.case_id)
     number = request.path_params["place"]

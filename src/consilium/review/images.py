@@ -30,10 +30,12 @@ class Images:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._slabs: OrderedDict[tuple[str, int, int], Array] = OrderedDict()
+        self._loading: dict[tuple[str, int, int], threading.Lock] = {}
         self._lock = threading.Lock()
         self._fresh: dict[str, Array] = {}
         self._changed = threading.Condition()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
+        self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
 
     def open(self, case: Case) -> CropReader:
         """The image as the page shows it: int16, Z Superior, Y Posterior, X Left."""
@@ -70,23 +72,41 @@ class Images:
         length = case.image.grid.to_canonical()[0].shape_zyx[axis]
         if not 0 <= index < length:
             raise DataError(f"slice: must lie in 0 to {length - 1}; got {index}.")
-        slab = self._slab(case, axis, index // SLAB)
-        part = slab.take(index % SLAB, axis=axis)
+        number, within = divmod(index, SLAB)
+        part = self._slab(case, axis, number).take(within, axis=axis)
+        self._read_ahead(case, axis, number + (1 if within >= SLAB // 2 else -1), length)
         if axis > 0:
             part = part[::-1]
         return part.astype("<i2").tobytes(), part.shape[0], part.shape[1]
 
+    def prepare(self, case: Case) -> None:
+        """Begin to read the image, for a page that is about to ask for slices; returns at once."""
+        self._pool.submit(self.open, case)
+
     def _slab(self, case: Case, axis: int, number: int) -> Array:
+        """Read by whoever asks first; others who ask meanwhile wait for that one only."""
         key = (case.case_id, axis, number)
         with self._lock:
-            if key not in self._slabs:
-                index = [slice(None)] * 3
-                index[axis] = slice(number * SLAB, (number + 1) * SLAB)
-                self._slabs[key] = self._readable(case)[tuple(index)].copy()
+            loading = self._loading.setdefault(key, threading.Lock())
+        with loading:
+            with self._lock:
+                if key in self._slabs:
+                    self._loading.pop(key, None)
+                    self._slabs.move_to_end(key)
+                    return self._slabs[key]
+            index = [slice(None)] * 3
+            index[axis] = slice(number * SLAB, (number + 1) * SLAB)
+            slab = self._readable(case)[tuple(index)].copy()
+            with self._lock:
+                self._slabs[key] = slab
+                self._loading.pop(key, None)
                 while len(self._slabs) > KEPT_SLABS:
                     self._slabs.popitem(last=False)
-            self._slabs.move_to_end(key)
-            return self._slabs[key]
+        return slab
+
+    def _read_ahead(self, case: Case, axis: int, number: int, length: int) -> None:
+        if 0 <= number * SLAB < length and (case.case_id, axis, number) not in self._slabs:
+            self._ahead.submit(self._slab, case, axis, number)
 
     def _readable(self, case: Case) -> Array | CropReader:
         """The image as soon as a part can be read: while it is compressed, the array itself."""

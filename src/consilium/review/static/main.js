@@ -182,6 +182,7 @@ $("add").addEventListener("change", () => {
 });
 
 async function begin() {
+  await slice("axial", view.position[0]).catch(() => {});  // the image first, then what lies on it
   const wanted = new URLSearchParams(location.search);
   const first = nextOpen() ?? view.sources[0];
   if (wanted.get("structure")) await lookAt(wanted.get("structure"), wanted.get("reader"), wanted.get("other"));
