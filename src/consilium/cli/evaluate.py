@@ -1,12 +1,14 @@
 """``consilium evaluate``: a model's contours against the reference, as table, JSON and page."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
+from consilium.cases.case import Case
 from consilium.cases.dataset import open_dataset
 from consilium.cases.files import write_atomically, write_json
 from consilium.cli.cascade_evaluation import evaluate_cascade_file
@@ -68,24 +70,25 @@ def evaluate(
     model = load_model(run)
     case_ids = _chosen_cases(run, opened.case_ids, split)
     rows: list[Compared] = []
-    pictures: list[tuple[str, bytes]] = []
+    pictures: list[tuple[float, str, bytes]] = []
     with progress_bar() as progress:
         for masks, compared in evaluate_cases(model, opened, case_ids, reader=reader, progress=progress):
             rows.extend(compared)
-            if len(pictures) < PICTURED_CASES:
-                pictures.append((masks.case_id, draw_case(masks)))
+            _keep_worst(pictures, masks, compared)
     summaries = summarise(rows, model.structures)
     out.mkdir(parents=True, exist_ok=True)
     table = _case_table(rows)
     write_atomically(out / "evaluation.csv", table_csv(table).encode())
-    write_json(out / "evaluation.json", {"model": model.digest, **to_json(rows, summaries)})
+    scanners = {row.case_id: scanner_of(opened.case(row.case_id)) for row in rows}
+    record = {"model": model.digest, "scanners": scanners, **to_json(rows, summaries)}
+    write_json(out / "evaluation.json", record)
     sections = [
         Section(title="Per structure", blocks=[_summary_table(summaries), Text(text=DEFINITIONS)]),
         Section(
-            title="Pictures",
+            title=f"The {len(pictures)} worst cases",
             blocks=[
                 Figure(caption=f"{case_id}: reference dashed, prediction drawn through.", png=png)
-                for case_id, png in pictures
+                for _, case_id, png in pictures
             ],
         ),
         Section(title="Doubt", blocks=[reliability(rows), Text(text=DOUBT)]),
@@ -103,18 +106,36 @@ def evaluate(
     console.print(f"Page: {out / 'evaluation.html'}", markup=False)
 
 
+def _keep_worst(
+    pictures: list[tuple[float, str, bytes]], masks: CaseMasks, compared: Sequence[Compared]
+) -> None:
+    """Draw a case if it is among the worst so far by mean Dice; the others are forgotten."""
+    measured = [row.figures.dice for row in compared if row.figures.dice == row.figures.dice]
+    mean = float(np.mean(measured)) if measured else math.inf
+    if len(pictures) < PICTURED_CASES or mean < pictures[-1][0]:
+        pictures.append((mean, masks.case_id, draw_case(masks)))
+        pictures.sort(key=lambda kept: kept[0])
+        del pictures[PICTURED_CASES:]
+
+
+def scanner_of(case: Case) -> str:
+    """Manufacturer and model, as far as they are known."""
+    known = (case.provenance.scanner.get(key) for key in ("Manufacturer", "ManufacturerModelName"))
+    return " ".join(str(part) for part in known if part) or "unknown scanner"
+
+
 def draw_case(masks: CaseMasks) -> bytes:
-    """One axial slice per structure, through the reference's largest cross-section."""
+    """One axial slice per structure: the one on which the two contours differ most."""
     panels = []
     volume, turn = masks.image.to_canonical()
     spacing = volume.grid.spacing_zyx_mm
     for name, reference in masks.references.items():
         truth, ours = turn.apply(reference), turn.apply(masks.predictions[name])
-        areas = (truth if truth.any() else ours).sum(axis=(1, 2))
-        z = int(np.argmax(areas))
+        differing = (truth ^ ours).sum(axis=(1, 2))
+        z = int(np.argmax(differing if differing.any() else truth.sum(axis=(1, 2))))
         panels.append(
             Panel(
-                title=f"{name}, slice {z + 1} of {len(areas)}",
+                title=f"{name}, slice {z + 1} of {len(differing)}",
                 image=volume.array[z],
                 outlines={f"{name} (reference)": truth[z], name: ours[z]},
                 spacing_yx=(spacing[1], spacing[2]),

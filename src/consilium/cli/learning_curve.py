@@ -11,8 +11,8 @@ from consilium.cases.dataset import open_dataset
 from consilium.cases.files import write_atomically, write_json
 from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar, stop_on_interrupt
 from consilium.cli.train import read_settings
-from consilium.pages.page import Figure, Section, TableBlock, Text, table_csv, write_page
-from consilium.pages.pictures import draw_curves
+from consilium.pages.charts import Chart
+from consilium.pages.page import Section, TableBlock, Text, table_csv, write_page
 from consilium.training.config import Budget
 from consilium.training.learning_curve import SHARES, Fit, Point, fit_curve, run_learning_curve
 
@@ -63,7 +63,7 @@ CAVEAT = (
 )
 
 
-def answer(points: Sequence[Point]) -> tuple[TableBlock, list[Figure]]:
+def answer(points: Sequence[Point]) -> tuple[TableBlock, list[Chart]]:
     """The table (one row per structure) and one picture per structure."""
     most = max(point.patients for point in points)
     rows: list[list[object]] = []
@@ -75,7 +75,7 @@ def answer(points: Sequence[Point]) -> tuple[TableBlock, list[Figure]]:
         for patients in (most, 2 * most, FIELD_GUESS):
             row += _interval(fit, patients)
         rows.append(row)
-        figures.append(_figure(name, known, fit, most))
+        figures.append(_chart(name, known, fit, most))
     columns = ["structure", "trainings"]
     for patients in (most, 2 * most, FIELD_GUESS):
         columns += [f"Dice at {patients} patients", "95 % interval"]
@@ -89,7 +89,7 @@ def _interval(fit: Fit | None, patients: int) -> list[object]:
     return [value, f"{low:.3f} to {high:.3f}"]
 
 
-def _figure(name: str, known: Sequence[tuple[int, float]], fit: Fit | None, most: int) -> Figure:
+def _chart(name: str, known: Sequence[tuple[int, float]], fit: Fit | None, most: int) -> Chart:
     counts = sorted({n for n, _ in known})
     means = [float(np.mean([v for n, v in known if n == count])) for count in counts]
     curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {
@@ -101,10 +101,8 @@ def _figure(name: str, known: Sequence[tuple[int, float]], fit: Fit | None, most
         curves["fitted"] = (x, [e[0] for e in ends])
         curves["95 % from"] = (x, [e[1] for e in ends])
         curves["95 % to"] = (x, [e[2] for e in ends])
-    picture = draw_curves(
-        curves, title=name, x_label="training patients", y_label="Dice", y_limits=(0.0, 1.0),
+    return Chart(
+        title=f"{name}; measured at {', '.join(f'{s:.0%}' for s in SHARES)} of the patients",
+        x_label="training patients", y_label="Dice", y_limits=(0.0, 1.0), curves=curves,
         marks={"measured so far": most},
     )  # fmt: skip
-    return Figure(
-        caption=f"{name}; measured at {', '.join(f'{s:.0%}' for s in SHARES)} of the patients.", png=picture
-    )

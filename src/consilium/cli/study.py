@@ -14,8 +14,8 @@ from consilium.cli.evaluate import draw_case
 from consilium.cli.train import read_settings
 from consilium.errors import ConfigurationError
 from consilium.inference.model import load_model
+from consilium.pages.charts import Chart
 from consilium.pages.page import Figure, Section, TableBlock, Text, table_csv, write_page
-from consilium.pages.pictures import draw_curves
 from consilium.training.config import Budget
 from consilium.training.evaluation import evaluate_cases
 from consilium.training.study import (
@@ -107,9 +107,7 @@ def write_study_page(
 ) -> None:
     """Table, curves of training and validation, Dice per structure, pictures of the first seed's models."""
     blocks = [
-        Figure(
-            caption=f"Mean over structures, {part}; one line per network and seed.", png=_curves(results, key)
-        )
+        _curves(results, key, f"Mean Dice over structures, {part}")
         for part, key in (
             ("training batches (80 % of the patients)", "training_mean"),
             ("validation (20 %), whole volumes", "validation"),
@@ -133,13 +131,13 @@ def write_study_page(
     write_page(out / "study.html", "Study", sections, subtitle=f"{budget} per training")
 
 
-def _curves(results: Sequence[ArmResult], key: str) -> bytes:
-    curves = {}
+def _curves(results: Sequence[ArmResult], key: str, title: str) -> Chart:
+    curves: dict[str, tuple[list[float], list[float | None]]] = {}
     for result in results:
         values = [e[key]["mean"] if key == "validation" else e[key] for e in result.log]
         x = [entry["elapsed_s"] / 60 for entry in result.log]
-        curves[f"{result.arm}, seed {result.seed}"] = (x, [float("nan") if v is None else v for v in values])
-    return draw_curves(curves, title="Dice", x_label="minutes", y_label="Dice", y_limits=(0.0, 1.0))
+        curves[f"{result.arm}, seed {result.seed}"] = (x, values)
+    return Chart(title=title, x_label="minutes", y_label="Dice", y_limits=(0.0, 1.0), curves=curves)
 
 
 def _structure_table(results: Sequence[ArmResult], arms: Sequence[Arm]) -> TableBlock:

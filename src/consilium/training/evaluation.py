@@ -183,6 +183,7 @@ def to_json(rows: Sequence[Compared], summaries: Sequence[StructureSummary]) -> 
         "cases": [
             {
                 "case_id": row.case_id,
+                "patient_id": row.patient_id,
                 "structure": row.structure,
                 "promised_dice": _plain(row.promised_dice),
                 "doubt": _plain(row.doubt),

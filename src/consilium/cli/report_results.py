@@ -1,0 +1,144 @@
+"""The results in a report: per structure, per site, per scanner, and the worst cases with their pictures."""
+
+import base64
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilium.cases.files import read_json
+from consilium.metrics.intervals import bootstrap_mean
+from consilium.pages.page import Figure, Section, TableBlock, Text
+from consilium.review.run_page import Blocks
+
+EVALUATION = "evaluation.json"
+SEED = 20261123
+WORST = 10
+SHOWN = (
+    ("dice", "Dice"),
+    ("surface_dice", "surface Dice"),
+    ("hd95_mm", "HD95 (mm)"),
+    ("mean_surface_distance_mm", "mean surface distance (mm)"),
+    ("added_path_length_mm", "added path length (mm)"),
+)
+UNKNOWN_SCANNER = "unknown scanner"
+
+
+def result_sections(run: Path, evaluations: Sequence[Path]) -> list[Section]:
+    """Results of every evaluation; one that says how to make them where there is none."""
+    if not evaluations:
+        return [Section(title="Results", blocks=_no_results(run))]
+    records = {_site_name(place): read_json(place / EVALUATION) for place in evaluations}
+    sections = []
+    for name, record in records.items():
+        title = "Results" if len(records) == 1 else f"Results: {name}"
+        definitions = Text(text=str(record.get("definitions", "")), kind="note")
+        sections.append(Section(title=title, blocks=[_summary(record), definitions]))
+    groups = _groups(records)
+    if len({group for group, _ in groups}) > 1:
+        sections.append(Section(title="Per site", blocks=_per_group(groups, by_site=len(records) > 1)))
+    return [*sections, _worst(records, evaluations)]
+
+
+def _site_name(evaluation: Path) -> str:
+    """What people call it: its folder, or the folder above one that is just called evaluation."""
+    return evaluation.name if evaluation.name != "evaluation" else evaluation.resolve().parent.name
+
+
+def _groups(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every compared contour with its site: the evaluation it is of, or of a single one its scanner."""
+    if len(records) > 1:
+        return [(name, row) for name, record in records.items() for row in record["cases"]]
+    (record,) = records.values()
+    scanners = record.get("scanners", {})
+    return [(str(scanners.get(row["case_id"], UNKNOWN_SCANNER)), row) for row in record["cases"]]
+
+
+def _per_group(groups: Sequence[tuple[str, Mapping[str, Any]]], *, by_site: bool) -> Blocks:
+    names = sorted({name for name, _ in groups})
+    structures = sorted({row["structure"] for _, row in groups})
+    rows: list[list[object]] = []
+    for structure in structures:
+        for name in names:
+            found = [row for group, row in groups if group == name and row["structure"] == structure]
+            values = [math.nan if row.get("dice") is None else float(row["dice"]) for row in found]
+            if not found:
+                continue
+            patients = [str(row.get("patient_id", row["case_id"])) for row in found]
+            interval = bootstrap_mean(values, np.random.default_rng(SEED), patients=patients)
+            ends = f"{interval.low:.3g} to {interval.high:.3g}" if interval.low == interval.low else "–"
+            lowest = min((v for v in values if v == v), default=math.nan)
+            rows.append([structure, name, len(found), interval.estimate, ends, lowest])
+    what = "site" if by_site else "scanner"
+    table = TableBlock(
+        title=f"Dice per structure and {what}",
+        columns=["structure", what, "cases", "mean Dice", "95 % interval", "lowest Dice"],
+        rows=rows,
+        note="Intervals resample patients (bootstrap). A site with few patients has a wide one, or none."
+        + ("" if by_site else " The dataset does not say from which hospital a case comes; scanners do."),
+    )
+    return [table]
+
+
+def _worst(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Path]) -> Section:
+    cases = [(name, row) for name, record in records.items() for row in record["cases"]]
+    measured = [(name, row) for name, row in cases if isinstance(row.get("dice"), int | float)]
+    worst = sorted(measured, key=lambda pair: pair[1]["dice"])[:WORST]
+    columns = ["case", "structure", *(title for _, title in SHOWN)]
+    rows: list[list[object]] = [
+        [row["case_id"], row["structure"], *(row.get(field) for field, _ in SHOWN)] for _, row in worst
+    ]
+    if len(records) > 1:
+        columns.insert(0, "site")
+        rows = [[name, *row] for (name, _), row in zip(worst, rows, strict=True)]
+    table = TableBlock(title=f"The {len(worst)} worst contours by Dice", columns=columns, rows=rows)
+    wanted = [row["case_id"] for _, row in worst]
+    pictures: Blocks = [figure for place in evaluations for figure in _pictures(place, wanted)]
+    missing = Text(text="The evaluation's page has no picture of these cases.", kind="note")
+    return Section(title="Worst cases", blocks=[table, *(pictures or [missing])])
+
+
+def _no_results(run: Path) -> Blocks:
+    text = (
+        "There are no results yet. Make them with: consilium evaluate "
+        f"{run.name} DATASET evaluation, then write this report again with --evaluation evaluation."
+    )
+    return [Text(text=text, kind="warning")]
+
+
+def _summary(record: Mapping[str, Any]) -> TableBlock:
+    columns = ["structure", "cases"]
+    for _, title in SHOWN:
+        columns += [title, "95 % interval"]
+    columns += ["nothing predicted", "predicted though absent"]
+    rows = []
+    for name, summary in record["structures"].items():
+        row: list[object] = [name, summary["cases"]]
+        for field, _ in SHOWN:
+            figure = summary["figures"].get(field, {})
+            low, high = figure.get("low"), figure.get("high")
+            row += [
+                figure.get("estimate"),
+                "–" if low is None or high is None else f"{low:.3g} to {high:.3g}",
+            ]
+        rows.append([*row, summary["empty_prediction"], summary["empty_reference"]])
+    return TableBlock(title="Means over patients", columns=columns, rows=rows)
+
+
+def _pictures(evaluation: Path, wanted: Sequence[str]) -> list[Figure]:
+    """The pictures of the wanted cases, taken from the evaluation's page."""
+    page = evaluation / "evaluation.html"
+    if not page.exists():
+        return []
+    found = re.findall(
+        r'<img src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([\w-]+): ', page.read_text("utf-8")
+    )
+    by_case = {case_id: base64.b64decode(content) for content, case_id in found}
+    return [
+        Figure(caption=f"{case_id}: reference dashed, prediction drawn through.", png=by_case[case_id])
+        for case_id in dict.fromkeys(wanted)
+        if case_id in by_case
+    ]
