@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -25,8 +25,13 @@ CHROMIUM_ARGUMENTS = [
 ]
 
 
+def serving(dataset: Dataset, export: Export) -> AbstractContextManager[str]:
+    """`serving_places` of one dataset."""
+    return serving_places([place_of(dataset)], export)
+
+
 @contextmanager
-def serving(dataset: Dataset, export: Export, *, others: Sequence[Place] = ()) -> Iterator[str]:
+def serving_places(places: Sequence[Place], export: Export) -> Iterator[str]:
     """The address, with its token, of a page that is served until the block ends."""
     import socket
 
@@ -34,7 +39,7 @@ def serving(dataset: Dataset, export: Export, *, others: Sequence[Place] = ()) -
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         token = new_token()
-        app = build_app([place_of(dataset), *others], token=token, port=port, export=export)
+        app = build_app(places, token=token, port=port, export=export)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

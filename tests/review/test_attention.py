@@ -55,7 +55,7 @@ def test_a_model_in_doubt_and_a_structure_it_did_not_find_need_a_look(dataset: D
     missed = Annotation(structure="Prostate", reader=MODEL, state=State.ABSENT)
     reasons = {r.structure: r for r in doubts(replace(case, annotations=(found, missed)))}
     assert reasons["Rectum"].value == 0.35
-    assert "expects a Dice of 0.65" in reasons["Rectum"].message
+    assert "Dice expected: 0.65" in reasons["Rectum"].message
     assert reasons["Prostate"].score > reasons["Rectum"].score
 
 

@@ -119,12 +119,12 @@ def test_a_demo_folder_shows_its_dataset_and_the_rest(tmp_path: Path) -> None:
     write_page(tmp_path / "evaluation.html", "Evaluation", [Section(title="Figures <b>")])
     with looking_at(tmp_path) as client:
         home = client.get("/").text
-        for number, name in enumerate(["dataset", "contoured", "run", "evaluation"]):
+        for number, name in enumerate(["contoured", "dataset", "run", "evaluation"]):
             assert f'href="/place/{number}/"' in home
             assert name in home
             assert client.get(f"/place/{number}/").status_code == 200
         assert client.get("/place/4/").status_code == 404
-        assert client.get("/place/1/case/case-0000000000000000").status_code == 404
+        assert client.get("/place/0/case/case-0000000000000000").status_code == 404
 
 
 def test_a_page_that_a_verb_wrote_is_shown_in_a_sandbox(tmp_path: Path) -> None:

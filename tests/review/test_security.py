@@ -1,5 +1,6 @@
 """Each guard of the page, as a test that fails when the guard is taken away."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,38 @@ def test_a_case_of_another_dataset_does_not_exist(client: TestClient, tmp_path: 
     assert decide(client, other.case_id, ORIGIN).status_code == 404
 
 
+def correct(client: TestClient, case_id: str, bits: bytes, **changes: object) -> httpx.Response:
+    head = json.dumps(decision(**({"verdict": "corrected", "box": None} | changes))).encode()
+    body = len(head).to_bytes(4, "little") + head + bits
+    return client.post(f"/place/0/case/{case_id}/correct", headers=ORIGIN, content=body)
+
+
+def test_nothing_is_decided_about_a_contour_that_is_not_there(client: TestClient, dataset: Dataset) -> None:
+    case_id = dataset.case_ids[0]
+    for changes in ({"structure": "Liver"}, {"reader": "reader-9"}):
+        assert decide(client, case_id, ORIGIN, **changes).status_code == 404, changes
+    assert correct(client, case_id, b"", structure="Liver").status_code == 404
+    assert client.get(f"/place/0/case/{case_id}/history").json() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seen": "x"},
+        {"seconds_spent": "x"},
+        {"seconds_spent": -1},
+        {"contour_changed_mm": 1e999},
+        {"person": ""},
+    ],
+)
+def test_a_decision_with_a_field_of_a_wrong_kind_is_refused(
+    client: TestClient, dataset: Dataset, changes: dict[str, object]
+) -> None:
+    body = json.dumps(decision(**changes))
+    answer = client.post(f"/place/0/case/{dataset.case_ids[0]}/decide", headers=ORIGIN, content=body)
+    assert answer.status_code == 400, answer.text
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -181,11 +214,15 @@ def test_an_upload_that_hides_its_size_is_stopped_at_the_limit(client: TestClien
 def test_a_mask_that_leaves_the_image_or_lies_about_its_size_is_refused(
     client: TestClient, dataset: Dataset
 ) -> None:
-    import json
-
-    for box, bits in (([0, 0, 0, 99, 99, 99], b"x"), ([0, 0, 0, 2, 2, 2], b"xx"), ([3, 3, 3, 1, 1, 1], b"")):
-        head = json.dumps(decision(box=box, verdict="corrected")).encode()
-        body = len(head).to_bytes(4, "little") + head + bits
-        answer = client.post(f"/place/0/case/{dataset.case_ids[0]}/correct", headers=ORIGIN, content=body)
+    case_id = dataset.case_ids[0]
+    wrong = (
+        ([0, 0, 0, 99, 99, 99], b"x", "must lie in the image"),
+        ([0, 0, 0, 2, 2, 2], b"xx", "must come as 1 bytes"),
+        ([3, 3, 3, 1, 1, 1], b"", "box"),
+        ([0, 0, 0, "x", 2, 2], b"x", "six integers"),
+    )
+    for box, bits, said in wrong:
+        answer = correct(client, case_id, bits, box=box)
         assert answer.status_code == 400, answer.text
+        assert said in answer.text
     assert dataset.case(dataset.case_ids[0]).readers("Bladder") == ("clinical", "reader-2")

@@ -16,7 +16,7 @@ from consilium.cli.console import console, print_table, progress_bar
 from consilium.errors import ConfigurationError
 from consilium.inference.cascade_file import find_cascade
 from consilium.inference.model import load_model
-from consilium.pages.page import Figure, Section, TableBlock, Text, table_csv, write_page
+from consilium.pages.page import Figure, Section, TableBlock, Text, format_range, table_csv, write_page
 from consilium.pages.pictures import Panel, draw_panels
 from consilium.training.cascade_evaluation import Chosen
 from consilium.training.cascade_run import is_cascade_run, open_cascade_run
@@ -34,6 +34,8 @@ from consilium.training.evaluation import (
 from consilium.training.run_folder import open_run
 
 PICTURED_CASES = 4
+WORK = 5
+"""The first figures compare contours; those after them are volumes."""
 BANDS = 5
 SPLITS = ("validation", "training", "all")
 
@@ -83,7 +85,10 @@ def evaluate(
     record = {"model": model.digest, "scanners": scanners, **to_json(rows, summaries)}
     write_json(out / "evaluation.json", record)
     sections = [
-        Section(title="Per structure", blocks=[_summary_table(summaries), Text(text=DEFINITIONS)]),
+        Section(
+            title="Per structure",
+            blocks=[_summary_table(summaries), Text(text=DEFINITIONS), _volume_table(summaries)],
+        ),
         Section(
             title=f"The {len(pictures)} worst cases",
             blocks=[
@@ -197,16 +202,15 @@ def _chosen_cases(run: Path, known: tuple[str, ...], split: str) -> tuple[str, .
 
 def _summary_table(summaries: list[StructureSummary]) -> TableBlock:
     columns = ["structure", "cases"]
-    for _, title in FIGURES:
-        columns += [title, f"{title}: 95 % interval"]
+    for _, title in FIGURES[:WORK]:
+        columns += [title, "95 % interval"]
     columns += ["only reference empty", "only prediction empty", "both empty"]
     rows = []
     for summary in summaries:
         row: list[object] = [summary.structure, summary.cases]
-        for field, _ in FIGURES:
+        for field, _ in FIGURES[:WORK]:
             interval = summary.intervals[field]
-            ends = f"{interval.low:.3g} to {interval.high:.3g}" if interval.low == interval.low else "–"
-            row += [interval.estimate, ends]
+            row += [interval.estimate, format_range(interval.low, interval.high)]
         row += [summary.empty_reference, summary.empty_prediction, summary.empty_both]
         rows.append(row)
     return TableBlock(
@@ -216,6 +220,13 @@ def _summary_table(summaries: list[StructureSummary]) -> TableBlock:
         note="Distances leave out cases with one mask empty; Dice and surface Dice count them as 0. "
         "Cases with both empty have no figure.",
     )
+
+
+def _volume_table(summaries: list[StructureSummary]) -> TableBlock:
+    fields = [field for field, _ in FIGURES[WORK:]]
+    rows = [(s.structure, s.cases, *(s.intervals[field].estimate for field in fields)) for s in summaries]
+    columns = ["structure", "cases", *(title for _, title in FIGURES[WORK:])]
+    return TableBlock(title="Mean volumes", columns=columns, rows=rows)
 
 
 def _case_table(rows: list[Compared]) -> TableBlock:

@@ -11,7 +11,7 @@ import numpy as np
 
 from consilium.cases.files import read_json
 from consilium.metrics.intervals import bootstrap_mean
-from consilium.pages.page import Figure, Section, TableBlock, Text
+from consilium.pages.page import Figure, Section, TableBlock, Text, format_range
 from consilium.review.run_page import Blocks
 
 EVALUATION = "evaluation.json"
@@ -69,7 +69,7 @@ def _per_group(groups: Sequence[tuple[str, Mapping[str, Any]]], *, by_site: bool
                 continue
             patients = [str(row.get("patient_id", row["case_id"])) for row in found]
             interval = bootstrap_mean(values, np.random.default_rng(SEED), patients=patients)
-            ends = f"{interval.low:.3g} to {interval.high:.3g}" if interval.low == interval.low else "–"
+            ends = format_range(interval.low, interval.high)
             lowest = min((v for v in values if v == v), default=math.nan)
             rows.append([structure, name, len(found), interval.estimate, ends, lowest])
     what = "site" if by_site else "scanner"
@@ -122,7 +122,7 @@ def _summary(record: Mapping[str, Any]) -> TableBlock:
             low, high = figure.get("low"), figure.get("high")
             row += [
                 figure.get("estimate"),
-                "–" if low is None or high is None else f"{low:.3g} to {high:.3g}",
+                format_range(low, high),
             ]
         rows.append([*row, summary["empty_prediction"], summary["empty_reference"]])
     return TableBlock(title="Means over patients", columns=columns, rows=rows)

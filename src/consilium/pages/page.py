@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,6 +16,7 @@ import consilium
 from consilium.pages.charts import Chart, chart_csv, chart_svg, legend
 
 CELL_DIGITS = 4
+RANGE = re.compile(r"-?[\d.]+ to -?[\d.]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = format_cell
     environment.filters["numeric"] = lambda value: isinstance(value, int | float)
+    environment.filters["range"] = lambda value: isinstance(value, str) and RANGE.fullmatch(value) is not None
     environment.filters["number_columns"] = _number_columns
     environment.filters["csv_link"] = lambda table: _data_uri(table_csv(table).encode(), "text/csv")
     environment.filters["text_link"] = lambda text: _data_uri(text.encode(), "text/csv")
@@ -116,6 +119,13 @@ def format_cell(value: object) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.{CELL_DIGITS}g}"
     return str(value)
+
+
+def format_range(low: float | None, high: float | None) -> str:
+    """An interval as people read it: "0.12 to 0.34"; "–" where there is none."""
+    if low is None or high is None or low != low or high != high:
+        return "–"
+    return " to ".join(f"{end:.0f}" if abs(end) >= 1000 else f"{end:.3g}" for end in (low, high))
 
 
 def _number_columns(table: TableBlock) -> set[int]:

@@ -120,13 +120,15 @@ def volume_outliers(cases: Iterable[Case]) -> dict[str, list[Reason]]:
 def doubts(case: Case) -> list[Reason]:
     """Structures that a model found with doubt, or did not find at all."""
     reasons = []
+    several = len({a.reader for a in case.annotations if a.proposed}) > 1
     for a in case.annotations:
+        by = f" by {a.reader}" if several else ""
         who: dict[str, Any] = {"structure": a.structure, "kind": Kind.DOUBT, "readers": (a.reader,)}
         if a.proposed and a.state is State.ABSENT:
-            found = f"not found by {a.reader}"
+            found = f"not found{by}"
             reasons.append(Reason(message=found, score=NOT_FOUND_SCORE, value=1.0, **who))
         elif a.doubt is not None:
-            said = f"{a.reader} expects a Dice of {1 - a.doubt:.2f}"
+            said = f"Dice expected{by}: {1 - a.doubt:.2f}"
             reasons.append(Reason(message=said, score=a.doubt, value=a.doubt, **who))
     return reasons
 

@@ -1,7 +1,10 @@
 """The first page where there are several places: what each is, how it stands, and what to do first."""
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from consilium.review.desk import Desk, decided_structures, structures_of
 from consilium.review.federation_page import federation_summary
@@ -9,6 +12,7 @@ from consilium.review.places import Kind, Place
 from consilium.review.run_page import run_summary
 
 WORTH_A_LOOK = 0.5
+SUBTITLE = re.compile('<p class="subtitle">([^<]*)</p>')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,16 @@ def _card(number: int, place: Place, desk: Desk | None) -> Card:
     elif place.kind is Kind.FEDERATION:
         says, kind = federation_summary(place.folder), "federation"
     elif place.kind is Kind.PAGE:
-        says, kind = "", "page"
+        says, kind = _subtitle(place.folder), "page"
     else:
         says, kind = place.problem, "contours"
     return Card(name=place.name, kind=kind, link=link, says=says, action="Look")
+
+
+def _subtitle(page: Path) -> str:
+    """What a page of ours says below its title."""
+    found = SUBTITLE.search(page.read_text(encoding="utf-8"))
+    return html.unescape(found[1]) if found else ""
 
 
 def _cases_card(place: Place, link: str, desk: Desk) -> Card:

@@ -30,8 +30,8 @@ LEFT_ALONE = frozenset({"cases", "cache", "private", "masks", "review", "journal
 class Kind(StrEnum):
     """What a folder, or a file of ours, can be."""
 
-    DATASET = "dataset"
     CONTOURED = "contours"
+    DATASET = "dataset"
     FEDERATION = "federation"
     RUN = "run"
     PAGE = "page"

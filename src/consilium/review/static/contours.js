@@ -55,6 +55,12 @@ export async function loadVisible() {
   }
 }
 
+// The digest in a model's name says something only where there are several models.
+function readerName(reader) {
+  const models = new Set(view.sources.map((s) => s.reader).filter((r) => r.startsWith("model-")));
+  return models.size === 1 && models.has(reader) ? "model" : reader;
+}
+
 function element(tag, className, text = "") {
   return Object.assign(document.createElement(tag), { className, textContent: text });
 }
@@ -69,7 +75,7 @@ function sourceRow(source, first) {
   colour.addEventListener("input", () => { source.colour = colour.value; drawSoon(); });
   for (const control of [box, colour]) control.addEventListener("click", (event) => event.stopPropagation());
   const name = element("span", "name", source.structure);
-  name.append(element("span", "reader", source.reader));
+  name.append(element("span", "reader", readerName(source.reader)));
   name.title = `${source.structure} · ${source.reader}`;
   row.append(box, colour, name);
   if (source.doubt !== null && source.doubt >= 0.2) {
@@ -90,12 +96,12 @@ export function showSources() {
   list.scrollTop = scrolled;
   for (const id of ["first", "second"]) {
     const before = $(id).value;
-    $(id).replaceChildren(...comparable().map((s) => new Option(`${s.structure} · ${s.reader}`, view.sources.indexOf(s))));
+    $(id).replaceChildren(...comparable().map((s) => new Option(`${s.structure} · ${readerName(s.reader)}`, view.sources.indexOf(s))));
     if (before) $(id).value = before;
   }
   const decided = view.structures.filter(isDecided).length;
   $("progress").textContent = view.structures.length ? `${decided} of ${view.structures.length} decided` : "";
-  $("about").textContent = view.selected ? `${view.selected.structure} · ${view.selected.reader}` : "";
+  $("about").textContent = view.selected ? `${view.selected.structure} · ${readerName(view.selected.reader)}` : "";
   $("export").disabled = !Object.values(view.decisions).some((d) => d.verdict !== "rejected");
   $("export").classList.toggle("primary", decided > 0 && decided === view.structures.length);
 }
