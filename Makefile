@@ -15,8 +15,9 @@ EXTRAS := test,style,browser
 
 FEDERATION := .venv-federation
 FEDERATION_STAMP := $(FEDERATION)/.installed
-# As root the tests get a network of loopback alone, so that nothing can leave this machine.
-ISOLATED := $(if $(filter 0,$(shell id -u)),$(if $(shell unshare -n true 2>/dev/null && echo yes),unshare -n sh -c 'ip link set lo up && exec "$$@"' sh))
+# As root the tests get a network of loopback alone, and fail if anything tries another address. The route is for
+# FLARE, which asks the kernel, without sending, from which address it would reach 10.255.255.255.
+ISOLATED := $(if $(filter 0,$(shell id -u)),$(if $(shell unshare -n true 2>/dev/null && echo yes),unshare -n sh -c 'ip link set lo up && ip route add 10.255.255.255 dev lo && exec "$$@"' sh))
 
 .PHONY: setup demo test test-slow test-browser test-node test-federation style clean
 

@@ -180,7 +180,7 @@ def run_verb(*words: object, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def finish_verb(process: subprocess.Popen[str], timeout_s: float = 90.0) -> str:
+def finish_verb(process: subprocess.Popen[str], timeout_s: float = 240.0) -> str:
     output, _ = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, output[-2000:]
     return output

@@ -71,10 +71,10 @@ def _start(work: Callable[[], object]) -> None:
             LOG.error("%s", fault)
             code = REFUSED
         finally:
-            fault = sys.exception()
-            if fault is not None:
+            unforeseen = sys.exception()
+            if unforeseen is not None:
                 # A fault of the hospital's own training would repeat for ever: it ends here, in this log.
-                LOG.error("stopped by %s: %s", type(fault).__name__, fault, exc_info=fault)
+                LOG.error("stopped by %s: %s", type(unforeseen).__name__, unforeseen, exc_info=unforeseen)
                 code = REFUSED
             # FLARE's threads do not end with ours. Everything of value is on disk already, so the process
             # just ends.
