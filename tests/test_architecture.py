@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importers": {"geometry", "cases"},
     "exporters": {"geometry", "cases"},
     "radiomics": {"geometry", "cases"},
-    "audit": {"geometry", "cases", "standards"},
+    "audit": {"geometry", "cases", "importers", "standards"},
     "inference": {"geometry", "cases", "networks"},
     "training": {"geometry", "cases", "networks", "losses", "inference", "metrics"},
     "adaptation": {"geometry", "cases", "networks", "inference", "metrics"},

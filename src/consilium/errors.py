@@ -42,10 +42,12 @@ class RefusedInput(DataError):
         where: Which input, without identifiers, e.g. ``"series …7213"``.
         reason: What must hold and what was found, with values and units.
         remedy: What the person can do about it.
+        code: Kind of fault, for lists; ``"refused"`` where it has no name of its own.
     """
 
-    def __init__(self, where: str, reason: str, remedy: str) -> None:
+    def __init__(self, where: str, reason: str, remedy: str, *, code: str = "refused") -> None:
         super().__init__(f"{where}: {reason} {remedy}")
+        self.code = code
         self.where = where
         self.reason = reason
         self.remedy = remedy

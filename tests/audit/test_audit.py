@@ -177,9 +177,9 @@ def test_at_least_95_percent_of_seeded_faults_are_found(
             before = {
                 (f.code, f.structure)
                 for f in judge(list(untouched.values())).findings
-                if f.case_id == untouched[name].case.case_id
+                if f.case_id == untouched[name].case_id
             }
-            found = {(f.code, f.structure) for f in result.findings if f.case_id == facts.case.case_id}
+            found = {(f.code, f.structure) for f in result.findings if f.case_id == facts.case_id}
             planted += 1
             if code not in {c for c, _ in found - before}:
                 missed.append((what, name, sorted(found - before)))

@@ -1,16 +1,17 @@
 """What one case looks like, in numbers: one case at a time, so that memory does not grow with the archive."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from consilium.cases.case import Case, State
+from consilium.cases.case import Case, Finding, State
 from consilium.cases.dataset import Dataset
+from consilium.cases.draft import CaseDraft
 from consilium.geometry.crop import Box
-from consilium.geometry.volume import Volume
+from consilium.geometry.volume import Grid, Volume
 from consilium.types import Array, Mask, Triple
 
 BODY_HU = -300
@@ -77,28 +78,86 @@ class StructureFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFacts:
-    """Of a case."""
+    """Of a case, of a dataset or of a foreign archive.
 
-    case: Case
+    Args:
+        case_id: How the page calls it; identifies nobody.
+        patient: The same for cases of one patient; identifies nobody.
+        modality: DICOM's word.
+        grid: Of the image.
+        content_sha256: Of the image's voxels.
+        scanner: Facts from the importers' allow-list.
+        findings: What the importer noticed.
+        image, structures: What the voxels show.
+        absent: Structures that are said not to be there, e.g. by an empty mask.
+    """
+
+    case_id: str
+    patient: str
+    modality: str
+    grid: Grid
+    content_sha256: str
+    scanner: Mapping[str, str | float]
+    findings: tuple[Finding, ...]
     image: ImageFacts
     structures: tuple[StructureFacts, ...]
+    absent: tuple[str, ...] = ()
 
 
 def compute_case_facts(dataset: Dataset, case: Case) -> CaseFacts:
-    """Read a case's image and masks, one at a time."""
+    """Read a dataset's case: its image and masks, one at a time."""
     image = dataset.load_image(case)
-    image_facts = compute_image_facts(image)
-    structures = tuple(
-        compute_structure_facts(
-            image,
-            image_facts,
-            (annotation.structure, annotation.reader),
-            lambda a=annotation: dataset.load_mask(case, a.structure, a.reader),  # type: ignore[misc]
-        )
-        for annotation in case.annotations
-        if annotation.state is State.CONTOURED and not annotation.derived
+    masks = {
+        (a.structure, a.reader): lambda a=a: dataset.load_mask(case, a.structure, a.reader)
+        for a in case.annotations
+        if a.state is State.CONTOURED and not a.derived
+    }
+    image_facts, structures = _look(image, masks, {i.structure for i in case.instances})
+    return CaseFacts(
+        case_id=case.case_id,
+        patient=case.patient_id,
+        modality=case.image.modality,
+        grid=case.image.grid,
+        content_sha256=case.image.content_sha256,
+        scanner=case.provenance.scanner,
+        findings=case.findings,
+        image=image_facts,
+        structures=structures,
+        absent=tuple(a.structure for a in case.annotations if a.state is State.ABSENT and not a.derived),
     )
-    return CaseFacts(case=case, image=image_facts, structures=structures)
+
+
+def compute_draft_facts(draft: CaseDraft, *, case_id: str, patient: str) -> CaseFacts:
+    """The facts of a case as an importer read it, without importing it."""
+    masks = {
+        (a.structure, a.reader): lambda m=a.mask: m() != 0
+        for a in draft.annotations
+        if a.mask is not None and not a.derived
+    }
+    image_facts, structures = _look(draft.image, masks, {i.structure for i in draft.instances})
+    return CaseFacts(
+        case_id=case_id,
+        patient=patient,
+        modality=draft.modality,
+        grid=draft.image.grid,
+        content_sha256=hashlib.sha256(np.ascontiguousarray(draft.image.array).data).hexdigest(),
+        scanner=draft.scanner,
+        findings=draft.findings,
+        image=image_facts,
+        structures=structures,
+        absent=tuple(a.structure for a in draft.annotations if a.state is State.ABSENT and not a.derived),
+    )
+
+
+def _look(
+    image: Volume, masks: Mapping[tuple[str, str], Callable[[], Mask]], several: Collection[str]
+) -> tuple[ImageFacts, tuple[StructureFacts, ...]]:
+    """The facts; structures of ``several`` things may be in pieces, with slices between them."""
+    facts = compute_image_facts(image)
+    structures = [compute_structure_facts(image, facts, of, load) for of, load in masks.items()]
+    return facts, tuple(
+        replace(s, pieces=1, missing_slices=0) if s.structure in several else s for s in structures
+    )
 
 
 def compute_image_facts(image: Volume) -> ImageFacts:

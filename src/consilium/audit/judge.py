@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,10 +21,17 @@ MAX_SPACING_MM, MIN_SLICES = 5.0, 10
 MIN_PEERS = 8
 """So many cases of a structure are needed before one of them can stand out."""
 OUTLIER_SIGMAS = 4.5
+MIN_ALIKE = 3
+"""So many cases of like spacing are a protocol."""
+USUAL_SHARE = 0.9
 MIN_VOLUME_RATIO, MIN_HU_SHIFT, MIN_AIR_SHIFT = 4.0, 120.0, 0.4
 MIN_PLACE_SHIFT = (40.0, 40.0, 0.4)
 """Along x and y in mm, along z in body heights."""
 MIN_SIDE_MM, MAX_PAIR_MM = 5.0, 40.0
+BLOCKING_CODES = frozenset(
+    {"uneven-slices", "copied-files", "wrong-patient", "wrong-frame", "refused-structures"}
+)
+"""Importers' findings that keep a case from being used before they are mended."""
 REDRAW = "Look at the contour; correct it, or set the structure to unknown."
 
 
@@ -87,23 +95,43 @@ def audit_dataset(dataset: Dataset, progress: Progress = no_progress) -> Audit:
     return judge(facts)
 
 
-def judge(facts: Sequence[CaseFacts]) -> Audit:
-    """Findings of all cases together."""
-    findings = [finding for case in facts for finding in _judge_image(case)]
+def judge(
+    facts: Sequence[CaseFacts],
+    refused: Sequence[AuditFinding] = (),
+    *,
+    found: int | None = None,
+) -> Audit:
+    """Findings of all cases together.
+
+    Args:
+        facts: Of the cases that could be read.
+        refused: Findings of those that could not, and of what belongs to no case.
+        found: Number of cases in all; by default those that could be read.
+    """
+    findings = [*refused]
+    findings += [finding for case in facts for finding in _judge_image(case)]
     findings += [finding for case in facts for finding in _judge_structures(case)]
     findings += _duplicates(facts)
     findings += _outliers(facts)
+    findings += _unlikely_absent(facts)
     findings += _protocols(facts)
     findings.sort(key=lambda f: (f.case_id, f.structure, f.code))
     blocked = {(f.case_id, f.structure) for f in findings if f.weight is Weight.BLOCKING}
     readiness = []
-    for name in sorted({s.structure for case in facts for s in case.structures}):
-        ids = [case.case.case_id for case in facts if any(s.structure == name for s in case.structures)]
-        usable = sum((i, "") not in blocked and (i, name) not in blocked for i in ids)
-        readiness.append(Readiness(structure=name, contoured=len(ids), usable=usable))
-    ids = [case.case.case_id for case in facts]
+    for name in sorted({standard_name(s.structure) for case in facts for s in case.structures}):
+        having = [
+            (case.case_id, {s.structure for s in case.structures if standard_name(s.structure) == name})
+            for case in facts
+        ]
+        contoured = [(case_id, spellings) for case_id, spellings in having if spellings]
+        usable = sum(
+            (i, "") not in blocked and not any((i, spelling) in blocked for spelling in spellings)
+            for i, spellings in contoured
+        )
+        readiness.append(Readiness(structure=name, contoured=len(contoured), usable=usable))
+    ids = [case.case_id for case in facts]
     return Audit(
-        cases=len(facts),
+        cases=len(facts) if found is None else found,
         usable_cases=sum((case_id, "") not in blocked for case_id in ids),
         findings=tuple(findings),
         readiness=tuple(readiness),
@@ -111,10 +139,17 @@ def judge(facts: Sequence[CaseFacts]) -> Audit:
     )
 
 
+@lru_cache(maxsize=10_000)
+def standard_name(structure: str) -> str:
+    """What structures of several spellings are counted under: the TG-263 name where it is sure."""
+    proposal = propose_name(structure)
+    return proposal.name if proposal.name and proposal.confidence >= CONFIDENT else structure
+
+
 def _judge_image(facts: CaseFacts) -> Iterable[AuditFinding]:
-    image, case_id = facts.image, facts.case.case_id
-    grid = facts.case.image.grid
-    if facts.case.image.modality == "CT":
+    image, case_id = facts.image, facts.case_id
+    grid = facts.grid
+    if facts.modality == "CT":
         air_wrong = not (AIR_HU[0] <= image.air_hu <= AIR_HU[1] and image.air_share >= MIN_AIR_SHARE)
         soft_wrong = not SOFT_HU[0] <= image.soft_hu <= SOFT_HU[1]
         if air_wrong or soft_wrong:
@@ -142,12 +177,13 @@ def _judge_image(facts: CaseFacts) -> Iterable[AuditFinding]:
         yield _look("few-slices", case_id, message, "Check that the whole series was imported.")
     if grid.affine.is_sheared:
         yield _look("tilted", case_id, "slices lie askew (gantry tilt).", "Nothing, if it was meant.")
-    for finding in facts.case.findings:
-        yield _look(finding.code, case_id, finding.message, finding.remedy)
+    for finding in facts.findings:
+        make = _block if finding.code in BLOCKING_CODES else _look
+        yield make(finding.code, case_id, finding.message, finding.remedy)
 
 
 def _judge_structures(facts: CaseFacts) -> Iterable[AuditFinding]:
-    case_id = facts.case.case_id
+    case_id = facts.case_id
     seen: dict[tuple[str, str], str] = {}
     for s in facts.structures:
         of = (s.structure, s.reader)
@@ -185,30 +221,30 @@ def _laterality(facts: CaseFacts) -> Iterable[AuditFinding]:
             apart = abs(left.centre_lps_mm[2] - right.centre_lps_mm[2])
             for s in [left, right] if apart > MAX_PAIR_MM else []:
                 message = f"left and right must lie at one height; they are {apart:.0f} mm apart."
-                yield _block("uneven-pair", facts.case.case_id, message, REDRAW, (s.structure, s.reader))
+                yield _block("uneven-pair", facts.case_id, message, REDRAW, (s.structure, s.reader))
         else:
             places = [(s, s.place[0] if side == "L" else -s.place[0]) for side, s in pair.items() if s.place]
             wrong = [s for s, offset in places if offset < -MIN_SIDE_MM]
         for s in wrong:
             message = "left must lie to the patient's left; it lies to the right, or right to the left."
             remedy = "Left and right are swapped, or the image is mirrored: correct it."
-            yield _block("laterality", facts.case.case_id, message, remedy, (s.structure, s.reader))
+            yield _block("laterality", facts.case_id, message, remedy, (s.structure, s.reader))
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterable[AuditFinding]:
     same: dict[str, list[CaseFacts]] = defaultdict(list)
     for case in facts:
-        same[case.case.image.content_sha256].append(case)
+        same[case.content_sha256].append(case)
     for twins in same.values():
-        patients = {case.case.patient_id for case in twins}
+        patients = {case.patient for case in twins}
         for case in twins if len(twins) > 1 else []:
             if len(patients) > 1:
                 message = f"an image must be of one patient; {len(patients)} patients have this very image."
                 remedy = "Find out whose it is: one patient could be in training and validation."
-                yield _block("duplicate-patient", case.case.case_id, message, remedy)
+                yield _block("duplicate-patient", case.case_id, message, remedy)
             else:
                 message = f"should be there once; {len(twins)} cases of this patient have this very image."
-                yield _look("duplicate-image", case.case.case_id, message, "Remove one of them.")
+                yield _look("duplicate-image", case.case_id, message, "Remove one of them.")
 
 
 def _outliers(facts: Sequence[CaseFacts]) -> Iterable[AuditFinding]:
@@ -217,7 +253,7 @@ def _outliers(facts: Sequence[CaseFacts]) -> Iterable[AuditFinding]:
     for case in facts:
         for s in case.structures:
             if s.volume_cm3 > 0:
-                groups[s.structure].append((case.case.case_id, s))
+                groups[standard_name(s.structure)].append((case.case_id, s))
     for members in groups.values():
         if len(members) < MIN_PEERS:
             continue
@@ -233,6 +269,19 @@ def _outliers(facts: Sequence[CaseFacts]) -> Iterable[AuditFinding]:
         for axis in range(3):
             places = [s.place[axis] if s.place else float("nan") for _, s in members]
             yield from _stand_out("place", members, places, MIN_PLACE_SHIFT[axis], Weight.BLOCKING)
+
+
+def _unlikely_absent(facts: Sequence[CaseFacts]) -> Iterable[AuditFinding]:
+    """What is said to be absent where nearly every other case has it."""
+    having = Counter(name for case in facts for name in {standard_name(s.structure) for s in case.structures})
+    lacking = Counter(name for case in facts for name in {standard_name(s) for s in case.absent})
+    for case in facts:
+        for structure in case.absent:
+            name = standard_name(structure)
+            count = having[name] + lacking[name]
+            if having[name] >= MIN_PEERS and having[name] >= USUAL_SHARE * count:
+                message = f"is said to be absent (an empty mask); {having[name]} of {count} cases have it."
+                yield _look("absent", case.case_id, message, REDRAW, (structure, ""))
 
 
 def _stand_out(
@@ -264,20 +313,22 @@ def _stand_out(
 def _protocols(facts: Sequence[CaseFacts]) -> Iterable[AuditFinding]:
     if len(facts) < MIN_PEERS:
         return
-    spacings = np.log([case.case.image.grid.spacing_zyx_mm for case in facts])
+    spacings = np.log([case.grid.spacing_zyx_mm for case in facts])
     middle = np.median(spacings, axis=0)
     for case, spacing in zip(facts, spacings, strict=True):
-        if np.abs(spacing - middle).max() > math.log(2.5):
-            shown = " × ".join(f"{s:.2f}" for s in case.case.image.grid.spacing_zyx_mm)
+        # Several protocols in one archive are usual; a protocol that only one case has is not.
+        alike = int((np.abs(spacings - spacing).max(axis=1) <= math.log(1.5)).sum())
+        if np.abs(spacing - middle).max() > math.log(2.5) and alike < MIN_ALIKE:
+            shown = " × ".join(f"{s:.2f}" for s in case.grid.spacing_zyx_mm)
             usual = " × ".join(f"{s:.2f}" for s in np.exp(middle))
             message = f"spacing stands out: {shown} mm (z, y, x), usual is {usual} mm."
-            yield _look("spacing", case.case.case_id, message, "Check it against the scanner's protocol.")
+            yield _look("spacing", case.case_id, message, "Check it against the scanner's protocol.")
 
 
 def _protocol(facts: CaseFacts) -> str:
-    scanner = facts.case.provenance.scanner
+    scanner = facts.scanner
     parts = [str(scanner.get(key, "")) for key in ("Manufacturer", "ManufacturerModelName", "KVP")]
-    thickness = facts.case.image.grid.spacing_zyx_mm[0]
+    thickness = facts.grid.spacing_zyx_mm[0]
     return " ".join([*(part for part in parts if part), f"{thickness:.1f} mm"])
 
 

@@ -57,9 +57,8 @@ def _export_clinical(
     from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
 
     record = dataset.private_part().read_record(case.case_id)
-    originals = record.get("structure_names", {})
     chosen = [s for s in names or case.structures if case.state(s, reader) is State.CONTOURED]
-    masks = ((originals.get(s, s)[:64], dataset.load_mask(case, s, reader)) for s in chosen)
+    masks = ((_original_name(record, case, s, reader), dataset.load_mask(case, s, reader)) for s in chosen)
     path = out / f"{case.case_id}_{to}.dcm"
     grid = case.image.grid
     if to == "seg":
@@ -73,3 +72,12 @@ def _export_clinical(
     )
     empty = [roi.name for roi in written.rois if not roi.contours]
     return f"{len(chosen)} structures" + (f", without contours: {', '.join(empty)}" if empty else "")
+
+
+def _original_name(record: Any, case: Any, structure: str, reader: str | None) -> str:
+    """The name that the hospital gave a structure; two structure sets may have given two."""
+    named = record.get("structure_names", {})
+    whose = case.annotation(structure, reader).reader
+    # Records of datasets made before names were kept by reader hold texts.
+    name = named.get(whose, {}).get(structure) if isinstance(named.get(whose), dict) else named.get(structure)
+    return name[:64] if isinstance(name, str) else structure

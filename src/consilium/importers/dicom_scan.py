@@ -217,6 +217,7 @@ def _series(entries: Sequence[tuple[Identity, SliceHeader]]) -> SeriesHeader:
                 where,
                 f"all slices of a series must have one {keyword.replace('_', ' ')}; found {len(others) + 1}.",
                 "Series are mixed up under one UID: export them again from their source.",
+                code="mixed-identity",
             )
     headers = tuple(header for _, header in entries)
     named, findings = _with_uids(first, headers)
@@ -243,8 +244,8 @@ def _with_uids(identity: Identity, headers: Sequence[SliceHeader]) -> tuple[Iden
 
 def _merged(refusals: Sequence[RefusedInput]) -> list[RefusedInput]:
     """One refusal for many files with one fault."""
-    counts = Counter((r.where, r.reason, r.remedy) for r in refusals)
+    counts = Counter((r.where, r.reason, r.remedy, r.code) for r in refusals)
     return [
-        RefusedInput(f"{where} ({count} files)" if count > 1 else where, reason, remedy)
-        for (where, reason, remedy), count in counts.items()
+        RefusedInput(f"{where} ({count} files)" if count > 1 else where, reason, remedy, code=code)
+        for (where, reason, remedy, code), count in counts.items()
     ]

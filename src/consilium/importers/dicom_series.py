@@ -23,6 +23,7 @@ from consilium.importers.slice_order import (
 )
 from consilium.types import Progress, Triple, no_progress
 
+COPIED_FILES = "copied-files"
 MAX_VOLUME_BYTES = 2**36
 """64 GiB: a series that claims more is damaged or hostile."""
 
@@ -178,6 +179,7 @@ def _check_alike(slices: Sequence[SliceHeader], where: str) -> None:
                 f"all slices must have one {what}; found {value(first)} and "
                 f"{', '.join(sorted(others)[:3])} {unit}.",
                 "The series joins several acquisitions: export each as a series of its own.",
+                code="mixed-slices",
             )
     directions = np.array([s.orientation for s in slices])
     off = np.abs(directions - directions[0]).max(axis=1)
@@ -187,6 +189,7 @@ def _check_alike(slices: Sequence[SliceHeader], where: str) -> None:
             where,
             f"all slices must have one orientation; found {first.orientation} and {other}.",
             "Localizers or reformats are among the slices: export them as series of their own.",
+            code="mixed-slices",
         )
     seen: set[tuple[str, int]] = set()
     for s in slices:
@@ -196,5 +199,6 @@ def _check_alike(slices: Sequence[SliceHeader], where: str) -> None:
                 where,
                 f"every instance must be there once; {short_uid(s.sop_instance_uid)} is there twice.",
                 "Remove the copies of files.",
+                code=COPIED_FILES,
             )
         seen.add(key)

@@ -17,7 +17,7 @@ from consilium.importers.dicom_scan import RTSTRUCT, DicomObject, DicomScan, sca
 from consilium.importers.dicom_seg import annotations_from_seg
 from consilium.importers.dicom_series import SeriesHeader, read_series, series_sha256
 from consilium.importers.lidc import annotations_from_lidc
-from consilium.importers.rtstruct import annotations_from_rtstruct, read_rtstruct
+from consilium.importers.rtstruct import StructureSet, annotations_from_rtstruct, read_rtstruct
 from consilium.importers.slice_order import SlicePlan
 from consilium.importers.sources import FoundSources, ImportOptions, Source
 from consilium.types import Progress
@@ -47,7 +47,7 @@ class _Gathered:
 
     annotations: list[AnnotationDraft] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def find_dicom(paths: Sequence[Path], options: ImportOptions, progress: Progress) -> FoundSources:
@@ -59,7 +59,7 @@ def find_dicom(paths: Sequence[Path], options: ImportOptions, progress: Progress
     assigned, refused = _assign(scan)
     readings: dict[Path, list[Path]] = {}
     for path in paths:
-        if path.suffix.lower() == ".xml" and _is_lidc(path):
+        if path.suffix.lower() == ".xml" and is_lidc(path):
             readings.setdefault(path.parent, []).append(path)
     sources = []
     for series in scan.series:
@@ -122,7 +122,8 @@ def references_of(item: DicomObject, where: str) -> tuple[set[str], set[str]]:
         return {str(s.get("SeriesInstanceUID", "")) for s in named}, set(of) - {""}
 
 
-def _is_lidc(path: Path) -> bool:
+def is_lidc(path: Path) -> bool:
+    """Whether an XML file holds LIDC-IDRI readings."""
     try:
         with path.open("rb") as file:
             return b"LidcReadMessage" in file.read(4096)
@@ -146,8 +147,16 @@ def _source(study: Study, options: ImportOptions) -> Source:
     )
 
 
-def read_study(study: Study, options: ImportOptions, progress: Progress) -> CaseDraft:
+def read_study(
+    study: Study, options: ImportOptions, progress: Progress, *, digests: bool = True
+) -> CaseDraft:
     """Read the volume of a series and place what was drawn on it.
+
+    Args:
+        study: The files.
+        options: What a person decides.
+        progress: Told about every slice.
+        digests: Whether to read everything once more for its digests, as an import needs them.
 
     Raises:
         RefusedInput: If the series or a file that refers to it cannot be used.
@@ -183,7 +192,7 @@ def read_study(study: Study, options: ImportOptions, progress: Progress) -> Case
         modality=series.modality,
         annotations=tuple(found.annotations),
         importer=_kind(study),
-        source_sha256=_digests(study, options),
+        source_sha256=_digests(study, options) if digests else {},
         scanner=_scanner(first, series.name),
         instances=instances,
         findings=(*findings, *found.findings),
@@ -223,26 +232,56 @@ def _reader(base: str, index: int) -> str:
 
 def _add_structure_sets(study: Study, grid: Grid, found: _Gathered) -> None:
     for index, path in enumerate(study.structure_sets):
-        placed = annotations_from_rtstruct(
-            read_rtstruct(path),
-            grid,
-            sop_uids=[s.sop_instance_uid for s in study.series.slices],
-            frame_of_reference_uid=study.series.frame_of_reference_uid,
-            reader=_reader("clinical", index),
-        )
+        reader = _reader("clinical", index)
+        try:
+            structure_set = read_rtstruct(path)
+            _check_patient(structure_set, study.series)
+            placed = annotations_from_rtstruct(
+                structure_set,
+                grid,
+                sop_uids=[s.sop_instance_uid for s in study.series.slices],
+                frame_of_reference_uid=study.series.frame_of_reference_uid,
+                reader=reader,
+            )
+        except RefusedInput as refusal:
+            found.findings.append(_left_out(refusal))
+            continue
         found.annotations += placed.annotations
         found.findings += placed.findings
-        found.names.update(placed.original_names)
+        if placed.original_names:
+            found.names[reader] = placed.original_names
+
+
+def _check_patient(structure_set: StructureSet, series: SeriesHeader) -> None:
+    theirs, its = structure_set.patient_identity, series.patient_identity
+    if theirs and its and theirs.split("\n")[0] != its.split("\n")[0]:
+        raise RefusedInput(
+            "RTSTRUCT",
+            "must be of the patient of its CT; it has another patient id.",
+            "Find out whose contours these are, and export them with their own CT.",
+            code="wrong-patient",
+        )
+
+
+def _left_out(refusal: RefusedInput) -> Finding:
+    """One structure set that cannot be used does not cost the case its image and its other contours."""
+    code = f"{refusal.code}-structures" if refusal.code == "refused" else refusal.code
+    message = f"{refusal.where} was left out: {refusal.reason}"
+    return Finding(code=code, message=message, remedy=refusal.remedy)
 
 
 def _add_segmentations(study: Study, grid: Grid, found: _Gathered) -> None:
     for index, path in enumerate(study.segmentations):
-        annotations, findings = annotations_from_seg(
-            path,
-            grid,
-            frame_of_reference_uid=study.series.frame_of_reference_uid,
-            reader=_reader("segmentation", index),
-        )
+        try:
+            annotations, findings = annotations_from_seg(
+                path,
+                grid,
+                frame_of_reference_uid=study.series.frame_of_reference_uid,
+                reader=_reader("segmentation", index),
+            )
+        except RefusedInput as refusal:
+            found.findings.append(_left_out(refusal))
+            continue
         found.annotations += annotations
         found.findings += findings
 
@@ -287,7 +326,7 @@ def _study_text(first: Dataset, keyword: str) -> str:
 
 
 def _private_record(
-    series: SeriesHeader, plan: SlicePlan, first: Dataset, names: Mapping[str, str]
+    series: SeriesHeader, plan: SlicePlan, first: Dataset, names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
     """What the clinical exporters need; only stored slices have an instance."""
     stored = [series.slices[source.lower] for source in plan.sources if source.is_stored]
@@ -312,5 +351,5 @@ def _private_record(
             ],
         }
     if names:
-        record["structure_names"] = dict(names)
+        record["structure_names"] = {reader: dict(of) for reader, of in names.items()}
     return record

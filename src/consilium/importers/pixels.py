@@ -125,6 +125,7 @@ class SliceReader:
                 self._where,
                 f"a slice must have {len(target)} bytes of pixels; {missing} are missing.",
                 TRUNCATED,
+                code="truncated-pixels",
             )
         _correct_unused_bits(raw, stored.format)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ CLINICAL_READER = "clinical"
 AREAL_TYPES = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
 WHERE = "RTSTRUCT"
 MIN_TOKEN_LENGTH = 3
+NO_STRUCTURES = frozenset(
+    {"EXTERNAL", "SUPPORT", "FIXATION", "BOLUS", "MARKER", "ISOCENTER", "REGISTRATION", "DOSE_REGION"}
+)
+"""RT ROI Interpreted Types of what is nobody's organ or target: the body's outline, the couch, marks
+(DICOM PS3.3 C.8.8.8.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class Roi:
         other_types: Number of contours that enclose no area: points and open lines.
         referenced_sop_uids: Of the images that the contours name.
         fault: Why the contours cannot be read; "" if they can.
+        interpreted_type: RT ROI Interpreted Type; "" if not given.
     """
 
     number: int
@@ -46,6 +52,7 @@ class Roi:
     other_types: int
     referenced_sop_uids: frozenset[str]
     fault: str = ""
+    interpreted_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +63,14 @@ class StructureSet:
         rois: In the file's order.
         referenced_series_uids: Series it was drawn on.
         sha256: Digest of the file.
+        patient_identity: Patient ID, with its issuer where it has one; "" if not given. Private.
         findings: About the file as a whole.
     """
 
     rois: tuple[Roi, ...]
     referenced_series_uids: frozenset[str]
     sha256: str
+    patient_identity: str = ""
     findings: tuple[Finding, ...] = ()
 
 
@@ -98,6 +107,11 @@ def read_rtstruct(path: Path) -> StructureSet:
                 "Export the structure set again.",
             )
         contours = {int(c.ReferencedROINumber): c for c in dataset.get("ROIContourSequence") or ()}
+        types = {
+            int(o.ReferencedROINumber): str(o.get("RTROIInterpretedType") or "").strip().upper()
+            for o in dataset.get("RTROIObservationsSequence") or ()
+        }
+        patient, issuer = (str(dataset.get(k) or "").strip() for k in ("PatientID", "IssuerOfPatientID"))
         tokens = _identifying_tokens(dataset)
         series = frozenset(_referenced_series(dataset))
         rois = []
@@ -107,8 +121,14 @@ def read_rtstruct(path: Path) -> StructureSet:
             original = str(item.get("ROIName", "") or "")
             name = _public_name(original, number, tokens, taken)
             taken.add(name)
-            rois.append(_read_roi(item, contours.get(number), number, (name, original)))
-    return StructureSet(rois=tuple(rois), referenced_series_uids=series, sha256=file_sha256(path))
+            roi = _read_roi(item, contours.get(number), number, (name, original))
+            rois.append(replace(roi, interpreted_type=types.get(number, "")))
+    return StructureSet(
+        rois=tuple(rois),
+        referenced_series_uids=series,
+        sha256=file_sha256(path),
+        patient_identity=f"{patient}\n{issuer}" if patient and issuer else patient,
+    )
 
 
 def annotations_from_rtstruct(
@@ -145,6 +165,7 @@ def annotations_from_rtstruct(
             WHERE,
             "must lie in the frame of reference of its CT; all its ROIs lie in another one.",
             "Register the images in the planning system, or export the CT on which it was drawn.",
+            code="wrong-frame",
         )
     findings = list(structure_set.findings)
     elsewhere = len(structure_set.rois) - len(here)
@@ -156,6 +177,17 @@ def annotations_from_rtstruct(
                 remedy="Export them on the CT on which they were drawn.",
             )
         )
+    made_by_machine = [roi for roi in here if roi.interpreted_type in NO_STRUCTURES]
+    if made_by_machine:
+        kinds = ", ".join(sorted({roi.interpreted_type for roi in made_by_machine}))
+        findings.append(
+            Finding(
+                code="no-structure",
+                message=f"{len(made_by_machine)} ROIs are no organs or targets ({kinds}) and were left out.",
+                remedy="If one is, give it another RT ROI Interpreted Type in the planning system.",
+            )
+        )
+        here = [roi for roi in here if roi.interpreted_type not in NO_STRUCTURES]
     findings += _missing_references(here, frozenset(sop_uids))
     annotations = []
     for roi in here:

@@ -213,6 +213,7 @@ def _check_distinct(gaps: FloatArray, where: str) -> None:
             f"every slice must have a position of its own; {same.size} pairs share one, the first being "
             f"slices {same[0] + 1} and {same[0] + 2} of {len(gaps) + 1} in order of position.",
             "The series holds copies, or several phases or reconstructions: keep one of each.",
+            code="doubled-positions",
         )
 
 
@@ -225,6 +226,7 @@ def _check_on_a_line(offsets_lps_mm: FloatArray, where: str) -> None:
             f"slice positions must lie on a line within {POSITION_TOLERANCE_MM} mm; slice {worst + 1} of "
             f"{len(distance)} lies {distance[worst]:.2f} mm beside it.",
             "The series joins several reconstructions: export each as a series of its own.",
+            code="mixed-slices",
         )
 
 
@@ -238,6 +240,7 @@ def _uneven(gaps: FloatArray, where: str) -> RefusedInput:
         f"{_listed(gaps[odd] if odd.size else gaps)} mm, the first between slices {first + 1} and "
         f"{first + 2} of {len(gaps) + 1} in order of position.",
         "A slice is probably missing: export the series again, or import with --allow-missing-slices.",
+        code="uneven-slices",
     )
 
 
