@@ -1,9 +1,9 @@
 """Does the audit of a foreign folder find seeded faults in real data, without false alarms, in flat memory?
 
-Real cases (sarcoma, LIDC: DICOM; OpenKBP: NIfTI) are linked into archives; in some of them one fault each is
-seeded (`benchmarks.audit_faults`), the others stay untouched and are what the faulty ones stand out from. Then
-archives of linked copies, of two sizes, are audited in a process each. ``ratio`` is the peak memory of the large
-one by that of the small one; ``limit`` is of ``ours``.
+Real cases (sarcoma, LIDC: DICOM; OpenKBP: NIfTI) are linked into archives; in some of them one fault each
+is seeded (`benchmarks.audit_faults`), the others stay untouched and are what the faulty ones stand out
+from. Then archives of linked copies, of two sizes, are audited in a process each. ``ratio`` is the peak
+memory of the large one by that of the small one; ``limit`` is of ``ours``.
 
     python -m benchmarks.audit [--quick]
 """
@@ -167,8 +167,8 @@ def main() -> None:
     print(f"{len({f.name for f in faults})} kinds of faults, {tally.planted} seeded, missed:")
     print(*tally.missed or ["none"], sep="\n")
     print(
-        f"{tally.untouched} untouched cases: {tally.alarmed} with a false alarm, {tally.blocked} of them blocking; "
-        f"{dict(tally.codes)}"
+        f"{tally.untouched} untouched cases: {tally.alarmed} with a false alarm, {tally.blocked} of them "
+        f"blocking; {dict(tally.codes)}"
     )
     print(f"true of the data, not counted: {json.dumps(TRUE_OF_THE_DATA)}")
     small, large = (measure_archive(size) for size in sizes)

@@ -13,7 +13,6 @@ from typing import Any
 import nibabel
 import numpy as np
 from pydicom import dcmread
-from pydicom.dataelem import DataElement
 from pydicom.uid import generate_uid
 
 Change = Callable[[Path], None]
@@ -171,7 +170,8 @@ def another_frame(dataset: Any) -> None:
 
 def no_number(dataset: Any) -> None:
     contour = _contours(dataset)[0]
-    contour["ContourData"] = DataElement(0x30060050, "UN", b"1.0\\none\\3.0\\4.0\\5.0\\6.0 ")
+    values = [f"{float(v):.3f}" for v in contour.ContourData]
+    contour.ContourData = [values[0], "nan", *values[2:]]
 
 
 def every_second_contour(dataset: Any) -> None:
@@ -298,13 +298,14 @@ FAULTS = (
     _fault("contours without their CT", "no-images", "dicom", lambda c: shutil.rmtree(c / "ct")),
     _fault("contours beyond the image", "outside-image misplaced-contours", "dicom",
            on_structures(move_contours)),
-    _fault("a coordinate that is no number", "unreadable-contours", "dicom", on_structures(no_number)),
+    _fault("a coordinate that is not finite", "unreadable-contours", "dicom", on_structures(no_number)),
     _fault("every second contour", "gaps missing-contours", "dicom", on_structures(every_second_contour)),
     _fault("a structure without contours", "no-contours", "dicom", on_structures(no_contours)),
     _fault("a structure set without structures", "refused-structures", "dicom",
            on_structures(without("StructureSetROISequence"))),
     _fault("left and right swapped", "laterality", "nifti", on_masks(swap)),
-    _fault("an empty mask", "empty absent", "nifti", on_masks(lambda m: {"LeftParotid": m["LeftParotid"] * 0})),
+    _fault("an empty mask", "empty absent", "nifti",
+           on_masks(lambda m: {"LeftParotid": m["LeftParotid"] * 0})),
     _fault("drawn on the wrong slices", "uneven-pair place", "nifti", on_masks(moved(2, 0.3))),
     _fault("drawn in the air", "outside-body place", "nifti", on_masks(moved(1, 0.5))),
     _fault("a mask on every second slice", "missing-contours", "nifti", on_masks(every_second_slice)),

@@ -1,0 +1,102 @@
+"""Several structure sets on one series: a bad one costs nothing but itself, and none overwrites another."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+
+from consilium.cases.dataset import create_dataset
+from consilium.cases.draft import CaseDraft
+from consilium.cli.exporting import _original_name
+from consilium.geometry.affine import Affine
+from consilium.geometry.volume import Grid, Volume
+from consilium.importers.sources import find_sources
+from consilium.phantoms.dicom import SeriesIdentity, write_series, write_structures
+from consilium.types import no_progress
+
+GRID = Grid((6, 20, 20), Affine.from_spacing((3.0, 2.0, 2.0)))
+SQUARE = [np.array([[4, 4, z], [20, 4, z], [20, 20, z], [4, 20, z]], dtype=float) for z in (3.0, 6.0, 9.0)]
+
+
+def patient(folder: Path, *names: str) -> None:
+    """A CT with one RTSTRUCT per name, each with a structure of that name."""
+    identity = SeriesIdentity(label="One")
+    image = Volume(np.full(GRID.shape_zyx, 20, np.int16), GRID)
+    instances = write_series(folder / "ct", image, identity)
+    for k, name in enumerate(names):
+        write_structures(folder / f"rs{k}.dcm", {name: SQUARE}, GRID, identity, instances=instances)
+
+
+def read(folder: Path) -> CaseDraft:
+    found = find_sources(folder)
+    (source,) = found.sources
+    return source.read(no_progress)
+
+
+def change(path: Path, how: Callable[[Any], None]) -> None:
+    dataset = dcmread(path)
+    how(dataset)
+    dataset.save_as(path)
+
+
+def of_another_patient(dataset: Any) -> None:
+    dataset.PatientID = "SOMEBODY-ELSE"
+
+
+def in_another_frame(dataset: Any) -> None:
+    for roi in dataset.StructureSetROISequence:
+        roi.ReferencedFrameOfReferenceUID = generate_uid()
+
+
+def without_structures(dataset: Any) -> None:
+    del dataset.StructureSetROISequence
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (of_another_patient, "wrong-patient"),
+        (in_another_frame, "wrong-frame"),
+        (without_structures, "refused-structures"),
+    ],
+)
+def test_a_bad_structure_set_is_left_out_with_a_finding(
+    tmp_path: Path, fault: Callable[[Any], None], code: str
+) -> None:
+    patient(tmp_path, "Bladder", "Rectum")
+    change(tmp_path / "rs0.dcm", fault)
+    draft = read(tmp_path)
+    assert [a.structure for a in draft.annotations] == ["Rectum"]
+    (finding,) = [f for f in draft.findings if f.code == code]
+    assert finding.remedy
+    assert "SOMEBODY" not in finding.message
+
+
+@pytest.mark.parametrize("kind", ["EXTERNAL", "SUPPORT", "MARKER"])
+def test_what_is_no_organ_or_target_is_left_out_with_a_finding(tmp_path: Path, kind: str) -> None:
+    patient(tmp_path, "Outline", "Rectum")
+    change(
+        tmp_path / "rs0.dcm", lambda d: setattr(d.RTROIObservationsSequence[0], "RTROIInterpretedType", kind)
+    )
+    draft = read(tmp_path)
+    assert [a.structure for a in draft.annotations] == ["Rectum"]
+    (finding,) = [f for f in draft.findings if f.code == "no-structure"]
+    assert kind in finding.message
+
+
+def test_each_structure_set_keeps_its_own_original_names(tmp_path: Path) -> None:
+    """Both names hold the patient's id and become the same public name."""
+    patient(tmp_path / "in", "PHANTOM-One bladder", "PHANTOM-One rectum")
+    draft = read(tmp_path / "in")
+    assert {a.structure for a in draft.annotations} == {"Structure 1"}
+    dataset = create_dataset(tmp_path / "out")
+    case, _ = dataset.add(draft)
+    record = dataset.private_part().read_record(case.case_id)
+    names = [_original_name(record, case, "Structure 1", reader) for reader in ("clinical", "clinical-2")]
+    assert names == ["PHANTOM-One bladder", "PHANTOM-One rectum"]
+    flat = record | {"structure_names": {"Structure 1": "as older datasets have it"}}
+    assert _original_name(flat, case, "Structure 1", None) == "as older datasets have it"
