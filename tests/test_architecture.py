@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adaptation": {"geometry", "cases", "networks", "inference", "metrics"},
     "node": {"cases", "importers", "pages", "review"},
     "review": {"geometry", "cases", "metrics", "exporters", "pages"},
+    "hospital": {"geometry", "cases", "networks", "inference", "training", "metrics", "federation", "pages"},
 }
 """Package -> what it may import inside consilium; cli may import everything."""
 

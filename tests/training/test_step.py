@@ -153,7 +153,7 @@ def test_a_federation_of_one_site_equals_local_training_bit_for_bit(dataset: Dat
         rate = rate_at(step / 6, setting.config)
         take_step(local, make_batch(setting.recipe, setting.cases, step), setting.config, rate=rate)
     task = SiteTask(
-        structures=setting.plan.structures,
+        plan=setting.plan,
         recipe=setting.recipe,
         config=setting.config,
         steps=2,

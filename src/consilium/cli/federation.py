@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from consilium.cli import federation_plan, federation_run
 from consilium.cli.console import console, print_table
+from consilium.cli.federation_run import describe
 from consilium.errors import ConfigurationError
-from consilium.federation.events import RoundEvent
 from consilium.federation.federation_file import check_approval, read_federation_file, read_site_file
 from consilium.federation.grow import extend_federation
 from consilium.federation.invitation import (
@@ -65,7 +66,7 @@ def invite(
     training: Annotated[
         str,
         typer.Option(help="module:function of training that the site's file proposes; the hospital decides."),
-    ] = "hospital.training:build",
+    ] = "consilium.hospital.local_update:build",
 ) -> None:
     """[bold]Coordinator:[/bold] write the invitation of one hospital."""
     settings = write_invitation(folder, site, out, training=training)
@@ -110,14 +111,14 @@ def approve(
 def serve(
     folder: Folder,
     model: Annotated[
-        Path | None, typer.Option(help="The first model, safetensors with canonical names.", exists=True)
+        Path | None,
+        typer.Option(help="The first model, safetensors; by default what the plan says.", exists=True),
     ] = None,
 ) -> None:
     """[bold]Coordinator:[/bold] run the rounds until they are done; run it again after any interruption."""
     if model is not None and not (folder / INITIAL).exists():
         shutil.copy(model, folder / INITIAL)
-    if not (folder / INITIAL).exists():
-        raise ConfigurationError("serve: the first model is missing. Name it with --model.")
+    federation_run.write_first_model(folder)
     _serve(folder)
 
 
@@ -179,33 +180,25 @@ def status(folder: Folder) -> None:
         print_table("Last figures", ("figure", "value"), sorted(event.metrics.items()))
 
 
+for verb in (
+    federation_plan.sketch,
+    federation_plan.plan,
+    federation_run.simulate,
+    federation_run.conclude,
+    federation_run.council,
+    federation_run.compare,
+):
+    app.command()(verb)
+
+
 def _serve(folder: Path) -> None:
     from consilium.federation.engine import kit, supervise
 
     settings, _ = read_federation_file(folder / FEDERATION)
     command = kit.configure_coordinator(folder, sites=len(settings.sites))
 
-    def watch(event: RoundEvent) -> None:
-        if event.kind != "waiting" or event.seconds_left % 30 < 1:
-            console.print(describe(event), markup=False)
-
     def warn(text: str) -> None:
         console.print(f"[yellow]{text}[/yellow]")
 
-    supervise.supervise_coordinator(command, folder, watch, warn)
-
-
-def describe(event: RoundEvent) -> str:
-    """One line for people."""
-    if event.kind in ("finished", "stopped"):
-        return f"{event.kind}: {event.detail}"
-    where = f"round {event.round_number + 1} of {event.rounds}"
-    if event.kind == "waiting":
-        return f"{where}: {event.accepted} updates; waits {event.seconds_left:.0f} s more for {event.detail}"
-    if event.kind == "committed":
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
-        return (
-            f"{where}: combined from {event.accepted} sites; {figures}; about {event.seconds_left:.0f} s left"
-        )
-    about = f" {event.site}" if event.site else ""
-    return f"{where}: {event.kind}{about}{': ' + event.detail if event.detail else ''}"
+    supervise.supervise_coordinator(command, folder, federation_run.say_event, warn)
+    federation_run.write_model(folder)

@@ -2,13 +2,16 @@
 site's own.
 """
 
+import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from consilium.errors import ConfigurationError
-from consilium.federation.settings import NAME, FederationSettings, build_settings
+from consilium.federation.durable import write_durably
+from consilium.federation.settings import NAME, FederationSettings, build_settings, encode_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class SiteFile:
         approved: First 12 or more digits of the digest of the federation file that this hospital agreed to.
         federation: The federation file, beside this one.
         poll_s: Seconds between two looks at the coordinator.
+        hospital: What this hospital's training needs to know: where its data is. Only the training reads it.
     """
 
     name: str
@@ -43,6 +47,7 @@ class SiteFile:
     approved: str = ""
     federation: str = "federation.toml"
     poll_s: float = 2.0
+    hospital: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -73,6 +78,46 @@ def read_federation_file(path: Path) -> tuple[FederationSettings, Coordinator | 
     return build_settings(table), coordinator
 
 
+def write_federation_file(path: Path, settings: FederationSettings, coordinator: Coordinator | None) -> None:
+    """Write the federation file; `read_federation_file` gives the same settings, so the same digest."""
+    kept = {key: value for key, value in encode_settings(settings).items() if value not in ({}, [])}
+    if coordinator is not None:
+        kept["coordinator"] = asdict(coordinator)
+    write_durably(path, (HEADING + encode_toml(kept)).encode())
+
+
+HEADING = (
+    "# The federation. Everybody has the same file; every hospital approves its digest before it trains.\n"
+)
+
+
+def encode_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """Plain values, lists and nested tables as TOML; a list of tables becomes ``[[name]]`` entries."""
+    lines, later = [], []
+    for key, value in table.items():
+        name = prefix + _toml_key(key)
+        if isinstance(value, Mapping):
+            later.append(f"\n[{name}]\n{encode_toml(value, name + '.')}")
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            entries = ["".join(f"{_toml_key(k)} = {_toml_value(v)}\n" for k, v in e.items()) for e in value]
+            later += [f"\n[[{name}]]\n{entry}" for entry in entries]
+        else:
+            lines.append(f"{_toml_key(key)} = {_toml_value(value)}\n")
+    return "".join([*lines, *later])
+
+
+def _toml_key(key: str) -> str:
+    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return repr(value) if isinstance(value, float) else json.dumps(value)
+
+
 def read_site_file(path: Path) -> tuple[SiteFile, FederationSettings, Coordinator | None]:
     """A site's file and the federation file it names.
 
@@ -83,7 +128,7 @@ def read_site_file(path: Path) -> tuple[SiteFile, FederationSettings, Coordinato
         site = SiteFile(**_read_toml(path))
     except TypeError as fault:
         raise ConfigurationError(
-            f"{path.name}: has name, training, approved, federation and poll_s; {fault}."
+            f"{path.name}: has name, training, approved, federation, poll_s and [hospital]; {fault}."
         ) from fault
     settings, coordinator = read_federation_file(path.parent / site.federation)
     if settings.get_site(site.name) is None:

@@ -4,19 +4,28 @@ import zipfile
 from pathlib import Path
 
 from consilium.errors import ConfigurationError, DataError
+from consilium.federation.durable import write_durably
 from consilium.federation.federation_file import read_federation_file, read_site_file
 from consilium.federation.settings import FederationSettings
 
 MAX_BYTES = 2**20
 FEDERATION, SITE = "federation.toml", "site.toml"
+SKETCHES = "sketches.json"
+"""What the plan was derived from; it goes with the invitation where there is one, so that each may check."""
 
 SITE_TEMPLATE = """\
 # This hospital's own file. Nothing in it leaves this machine, and nothing the coordinator sends changes it.
 name = "{name}"
-# This hospital's own training, an installed function: it takes this file's path and returns the training.
+# An installed function that takes this file's path and returns the training; this one trains on a dataset.
 training = "{training}"
 # To agree to federation.toml, write the first 12 or more digits of its digest here: {digest}
 approved = ""
+
+[hospital]
+# The folder that consilium import made; a relative path is seen from this file.
+dataset = "dataset"
+# Share of the patients that never train and judge every model.
+hold_out = 0.2
 """
 
 FEDERATION_TEMPLATE = """\
@@ -32,10 +41,19 @@ max_share = 0.5       # of all cases, for one site
 [strategy]
 name = "fedavg"       # or fedprox, fedadam, scaffold, median, trimmed_mean, krum
 
+[training]            # what every hospital does in a round; consilium federation plan adds the plan
+steps_per_round = 20
+validate_every = 5    # rounds between two scores of the model on each hospital's hold-out
+personal_steps = 50   # of the fine-tuning at home after the end
+
+[training.config]
+network = "iunet"
+
 [coordinator]
 host = "localhost"    # the name hospitals connect to
 port = 8702
 
+# With consilium federation plan the counts come from the hospitals' sketches.
 [[sites]]
 name = "hospital-a"
 cases = 40
@@ -59,6 +77,8 @@ def write_invitation(folder: Path, site: str, out: Path, *, training: str) -> Fe
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(FEDERATION, (folder / FEDERATION).read_text(encoding="utf-8"))
         archive.writestr(SITE, text)
+        if (folder / SKETCHES).is_file():
+            archive.writestr(SKETCHES, (folder / SKETCHES).read_text(encoding="utf-8"))
     return settings
 
 
@@ -74,9 +94,11 @@ def accept_invitation(invitation: Path, folder: Path) -> str:
     try:
         with zipfile.ZipFile(invitation) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            if set(entries) != {FEDERATION, SITE} or any(e.file_size > MAX_BYTES for e in entries.values()):
+            wanted = {FEDERATION, SITE} | ({SKETCHES} & set(entries))
+            if set(entries) != wanted or any(e.file_size > MAX_BYTES for e in entries.values()):
                 raise DataError(
-                    f"invitation: must hold {FEDERATION} and {SITE}, each under 1 MiB; it does not."
+                    f"invitation: must hold {FEDERATION} and {SITE}, and may hold {SKETCHES}, each under "
+                    "1 MiB; it does not."
                 )
             contents = {name: archive.read(name) for name in entries}
     except zipfile.BadZipFile as fault:
@@ -103,4 +125,7 @@ def approve_federation(site_file: Path, digest: str) -> None:
         )
     lines = site_file.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.replace(" ", "").startswith("approved=")]
-    site_file.write_text("\n".join([*kept, f'approved = "{digest}"']) + "\n", encoding="utf-8")
+    # Before the first table: what follows one belongs to it.
+    table = next((n for n, line in enumerate(kept) if line.lstrip().startswith("[")), len(kept))
+    text = "\n".join([*kept[:table], f'approved = "{digest}"', *kept[table:]]) + "\n"
+    write_durably(site_file, text.encode())

@@ -21,6 +21,8 @@ class LocalTask:
         proximal_mu: FedProx: add ``mu / 2 * ||w - w_received||^2`` to the loss; 0 for none.
         correction: SCAFFOLD: add this array to the gradient of the parameter of that name; empty for none.
         wants_control: SCAFFOLD: the result must carry ``control_variates``.
+        memory: What the training kept (``SiteResult.memory``) after the last round in which this site's
+            update counted; empty before the first.
     """
 
     round_number: int
@@ -29,6 +31,7 @@ class LocalTask:
     proximal_mu: float = 0.0
     correction: Mapping[str, Array] = field(default_factory=dict)
     wants_control: bool = False
+    memory: Parameters = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class SiteResult:
             ``dice/Mandible``. Numbers only.
         control_variates: SCAFFOLD: the site's new control variates, by name; see
             `consilium.federation.strategies.scaffold.compute_control_variates`.
+        memory: Arrays that the training wants back in the next round, e.g. its optimiser's moments. They
+            stay at the site.
     """
 
     parameters: Parameters
@@ -51,6 +56,7 @@ class SiteResult:
     cases_by_structure: Mapping[str, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     control_variates: Parameters = field(default_factory=dict)
+    memory: Parameters = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if type(self.weight) is not int or self.weight < 1:

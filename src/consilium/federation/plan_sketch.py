@@ -7,19 +7,22 @@ voxels' parts per million), never a case.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from consilium.errors import ConfigurationError, DataError
+from consilium.federation.settings import STRUCTURE
+from consilium.federation.tensors import parse_strict_json
 from consilium.types import Array, FloatArray
 
-Plan = TypeVar("Plan")
 MINIMUM_CASES = 5
 """A site with fewer cases sends nothing; a bin with fewer cases is joined to its neighbour."""
+
+MODALITIES = ("CT", "MR", "PT", "OTHER")
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,34 @@ class Axis:
 
 
 AXES: dict[str, Axis] = {
-    "spacing_z_mm": Axis(0.1, 20.0, 400, logarithmic=True),
-    "spacing_y_mm": Axis(0.1, 20.0, 400, logarithmic=True),
-    "spacing_x_mm": Axis(0.1, 20.0, 400, logarithmic=True),
-    "size_z_voxels": Axis(1, 4096, 400, logarithmic=True),
-    "size_y_voxels": Axis(1, 4096, 400, logarithmic=True),
-    "size_x_voxels": Axis(1, 4096, 400, logarithmic=True),
+    **{f"spacing_{axis}_mm": Axis(0.005, 20.005, 2000) for axis in "zyx"},
+    **{f"extent_{axis}_mm": Axis(1.0, 5000.0, 400, logarithmic=True) for axis in "zyx"},
+    **{f"kept_{axis}": Axis(0.0, 1.0, 100) for axis in "zyx"},
     "intensity_hu": Axis(-1100.0, 3100.0, 840),
 }
-"""What a plan is made from: grids case by case, intensities voxel by voxel inside the structures."""
+"""What a plan is made from: grids and the body's share of each axis case by case, intensities voxel by voxel
+inside the structures. The middles of the spacing's bins are whole hundredths of a millimetre."""
 
 PER_VOXEL = ("intensity_hu",)
 PARTS = 10**6
 """A site's voxel histogram is sent as parts of a million per bin, so that it does not tell volumes."""
+
+VOLUME = "volume_mm3/"
+VOLUME_AXIS = Axis(1.0, 1e8, 400, logarithmic=True)
+"""Of every structure's contours; left out where a site has too few of them."""
+
+
+def find_axis(name: str) -> Axis:
+    """The bins of a quantity.
+
+    Raises:
+        DataError: If it is none that a sketch may hold.
+    """
+    if name.startswith(VOLUME) and STRUCTURE.fullmatch(name.removeprefix(VOLUME)):
+        return VOLUME_AXIS
+    if name not in AXES:
+        raise DataError(f"sketch: may hold {', '.join(AXES)} and {VOLUME}NAME; found {name[:80]!r}.")
+    return AXES[name]
 
 
 @dataclass(frozen=True)
@@ -77,38 +95,53 @@ class Sketch:
     Args:
         cases: Number of cases.
         counts: Quantity -> count in every bin (whole numbers). Per-case quantities sum to ``cases``;
-            per-voxel ones to ``cases`` times a million.
+            per-voxel ones to ``cases`` times a million; volumes to the number of contours.
+        structures: Structure -> number of cases in which it is known.
+        modality: Of all images.
     """
 
     cases: int
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    structures: Mapping[str, int] = field(default_factory=dict)
+    modality: str = "CT"
 
     def __post_init__(self) -> None:
         if type(self.cases) is not int or self.cases < MINIMUM_CASES:
             raise DataError(f"sketch: must cover at least {MINIMUM_CASES} cases; found {self.cases!r}.")
-        if set(self.counts) != set(AXES):
-            raise DataError(f"sketch: must hold exactly {sorted(AXES)}.")
+        if not set(AXES) <= set(self.counts):
+            raise DataError(f"sketch: must hold {sorted(AXES)}; {sorted(set(AXES) - set(self.counts))} lack.")
+        if self.modality not in MODALITIES:
+            raise DataError(
+                f"sketch: modality must be one of {MODALITIES}; found {str(self.modality)[:20]!r}."
+            )
+        for name, known in self.structures.items():
+            if not STRUCTURE.fullmatch(name) or type(known) is not int or not 1 <= known <= self.cases:
+                raise DataError(f"sketch: {name[:80]!r} must be known in 1 to {self.cases} cases.")
         for name, counts in self.counts.items():
-            whole = all(type(n) is int and n >= 0 for n in counts)
-            total = self.cases * (PARTS if name in PER_VOXEL else 1)
-            if len(counts) != AXES[name].bins or not whole or sum(counts) != total:
-                raise DataError(
-                    f"sketch: {name} must be {AXES[name].bins} counts that sum to {total}; it is not."
-                )
+            self._check_counts(name, counts)
 
-    def quantile(self, name: str, fraction: float) -> float:
-        """The value below which ``fraction`` of the cases (or voxels) lie, to within half a bin."""
-        axis, counts = AXES[name], np.asarray(self.counts[name], np.float64)
-        total = np.cumsum(counts)
-        bin_number = int(np.searchsorted(total, fraction * total[-1], side="left"))
-        bin_number = min(bin_number, axis.bins - 1)
-        low, high = axis.edges[bin_number], axis.edges[bin_number + 1]
-        return float(math.sqrt(low * high) if axis.logarithmic else (low + high) / 2)
+    def _check_counts(self, name: str, counts: tuple[int, ...]) -> None:
+        axis = find_axis(name)
+        low = high = self.cases * (PARTS if name in PER_VOXEL else 1)
+        if name.startswith(VOLUME):
+            low, high = MINIMUM_CASES, self.structures.get(name.removeprefix(VOLUME), 0)
+        whole = all(type(n) is int and n >= 0 for n in counts)
+        if len(counts) != axis.bins or not whole or not low <= sum(counts) <= high:
+            raise DataError(
+                f"sketch: {name} must be {axis.bins} counts that sum to {low} to {high}; it is not."
+            )
+
+    def values(self, name: str) -> FloatArray:
+        """One value per case (or contour): the middle of its bin; ascending."""
+        axis = find_axis(name)
+        edges = axis.edges
+        middles = np.sqrt(edges[:-1] * edges[1:]) if axis.logarithmic else (edges[:-1] + edges[1:]) / 2
+        return np.asarray(np.repeat(middles, self.counts[name]))
 
     def moments(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation, from the middles of the bins."""
-        axis, counts = AXES[name], np.asarray(self.counts[name], np.float64)
-        middles = (axis.edges[:-1] + axis.edges[1:]) / 2
+        edges, counts = find_axis(name).edges, np.asarray(self.counts[name], np.float64)
+        middles = (edges[:-1] + edges[1:]) / 2
         mean = float(np.sum(middles * counts) / np.sum(counts))
         return mean, math.sqrt(float(np.sum(counts * (middles - mean) ** 2) / np.sum(counts)))
 
@@ -117,16 +150,33 @@ class Sketch:
         filled = {
             name: {str(i): n for i, n in enumerate(counts) if n} for name, counts in self.counts.items()
         }
-        return json.dumps({"cases": self.cases, "counts": filled}, sort_keys=True).encode()
+        table = {
+            "cases": self.cases,
+            "counts": filled,
+            "modality": self.modality,
+            "structures": dict(self.structures),
+        }
+        return json.dumps(table, sort_keys=True).encode()
 
 
-def build_sketch(per_case: Mapping[str, Iterable[float]], intensities_hu: Iterable[Array]) -> Sketch:
+def build_sketch(
+    per_case: Mapping[str, Iterable[float]],
+    intensities_hu: Iterable[Array],
+    *,
+    structures: Mapping[str, int] | None = None,
+    volumes_mm3: Mapping[str, Sequence[float]] | None = None,
+    modality: str = "CT",
+) -> Sketch:
     """A site's sketch.
 
     Args:
         per_case: Quantity -> one value per case, for every per-case axis.
         intensities_hu: For every case, a sample of the intensities inside its structures; each case weighs
             the same.
+        structures: Structure -> number of cases in which it is known.
+        volumes_mm3: Structure -> volume of every contour; structures with fewer than `MINIMUM_CASES` are
+            left out.
+        modality: Of all images.
 
     Raises:
         DataError: If there are fewer than `MINIMUM_CASES` cases: then nothing may be sent.
@@ -150,7 +200,11 @@ def build_sketch(per_case: Mapping[str, Iterable[float]], intensities_hu: Iterab
             np.bincount(AXES["intensity_hu"].find_bins(np.ravel(values)), minlength=len(parts))
         )
     counts["intensity_hu"] = tuple(int(n) for n in parts)
-    return Sketch(cases, counts)
+    for name, volumes in (volumes_mm3 or {}).items():
+        if len(volumes) >= MINIMUM_CASES:
+            raw = np.bincount(VOLUME_AXIS.find_bins(volumes), minlength=VOLUME_AXIS.bins)
+            counts[VOLUME + name] = tuple(int(n) for n in join_small_bins(raw))
+    return Sketch(cases, counts, dict(structures or {}), modality)
 
 
 def join_small_bins(counts: Array) -> Array:
@@ -189,11 +243,18 @@ def merge_sketches(sketches: Iterable[Sketch]) -> Sketch:
     everyone = list(sketches)
     if not everyone:
         raise DataError("sketch: at least one site must send one; none did.")
-    counts = {
-        name: tuple(int(n) for n in np.sum([np.asarray(s.counts[name], np.int64) for s in everyone], axis=0))
-        for name in AXES
-    }
-    return Sketch(sum(s.cases for s in everyone), counts)
+    modalities = sorted({s.modality for s in everyone})
+    if len(modalities) > 1:
+        raise DataError(f"sketch: all sites must have images of one kind; found {', '.join(modalities)}.")
+    counts: dict[str, tuple[int, ...]] = {}
+    for name in sorted({name for sketch in everyone for name in sketch.counts}):
+        found = [np.asarray(s.counts[name], np.int64) for s in everyone if name in s.counts]
+        counts[name] = tuple(int(n) for n in np.sum(found, axis=0))
+    structures: dict[str, int] = {}
+    for sketch in everyone:
+        for name, known in sketch.structures.items():
+            structures[name] = structures.get(name, 0) + known
+    return Sketch(sum(s.cases for s in everyone), counts, dict(sorted(structures.items())), modalities[0])
 
 
 def decode_sketch(content: bytes) -> Sketch:
@@ -202,21 +263,14 @@ def decode_sketch(content: bytes) -> Sketch:
     Raises:
         DataError: If it is not exactly one.
     """
-    from consilium.federation.tensors import parse_strict_json
-
     table: dict[str, Any] = parse_strict_json(content)
     try:
         counts = {}
         for name, filled in table["counts"].items():
-            row = [0] * AXES[name].bins
+            row = [0] * find_axis(name).bins
             for index, count in filled.items():
                 row[int(index)] = count
             counts[name] = tuple(row)
-        return Sketch(table["cases"], counts)
+        return Sketch(table["cases"], counts, dict(table["structures"]), table["modality"])
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as fault:
-        raise DataError("sketch: must hold cases and counts by bin; it does not.") from fault
-
-
-def derive_plan(sketches: Iterable[Sketch], derive: Callable[[Sketch], Plan]) -> Plan:
-    """The plan that every site derives from the same sketches: ``derive`` is training's own function."""
-    return derive(merge_sketches(sketches))
+        raise DataError("sketch: must hold cases, structures and counts by bin; it does not.") from fault

@@ -50,17 +50,7 @@ class CoordinatorFolder:
         Raises:
             FederationError: As `run_rounds`; the reason is also in ``status.json``.
         """
-        log = write_events(self.folder / "progress.jsonl")
-
-        def tell(event: RoundEvent) -> None:
-            # What is told is not what is kept: on a full disk the journal says so and ends the run.
-            with contextlib.suppress(OSError):
-                if event.kind != "waiting":
-                    log(event)
-                self._write_status(event)
-            if watch is not None:
-                watch(event)
-
+        tell = watch_folder(self.folder, watch)
         initial = self.folder / INITIAL
         if self.journal.state is None and not initial.is_file():
             raise ConfigurationError(
@@ -72,11 +62,7 @@ class CoordinatorFolder:
                 self.settings, first, desk=self.desk, journal=self.journal, clock=time.monotonic, watch=tell
             )
         except FederationError as fault:
-            stopped = RoundEvent(
-                kind="stopped", round_number=-1, rounds=self.settings.rounds, detail=str(fault)
-            )
-            with contextlib.suppress(OSError):
-                self._write_status(stopped)
+            tell(stopped_event(self.settings.rounds, fault))
             raise
         write_tensors(self.folder / FINAL, final.schema, final.items())
         self._hand_out(linger_s)
@@ -92,10 +78,28 @@ class CoordinatorFolder:
                 return
             time.sleep(0.05)
 
-    def _write_status(self, event: RoundEvent) -> None:
-        # As a whole, so that whoever looks never sees a part; not synced, as the next event replaces it.
-        content = json.dumps(asdict(event), default=dict).encode()
-        write_durably(self.folder / "status.json", content, sync=False)
+
+def watch_folder(folder: Path, watch: Watch | None = None) -> Watch:
+    """A `Watch` that keeps a coordinator's folder up to date for whoever looks at it, and tells ``watch``."""
+    log = write_events(folder / "progress.jsonl")
+
+    def tell(event: RoundEvent) -> None:
+        # What is told is not what is kept: on a full disk the journal says so and ends the run.
+        with contextlib.suppress(OSError):
+            if event.kind not in ("waiting", "stopped"):
+                log(event)
+            # As a whole, so that whoever looks never sees a part; not synced, as the next event replaces it.
+            content = json.dumps(asdict(event), default=dict).encode()
+            write_durably(folder / "status.json", content, sync=False)
+        if watch is not None and event.kind != "stopped":
+            watch(event)
+
+    return tell
+
+
+def stopped_event(rounds: int, fault: FederationError) -> RoundEvent:
+    """What is told when a run ends early."""
+    return RoundEvent(kind="stopped", round_number=-1, rounds=rounds, detail=str(fault))
 
 
 def read_status(folder: Path) -> RoundEvent | None:

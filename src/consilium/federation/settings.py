@@ -20,6 +20,7 @@ METRICS = ("cases", "dice", "loss", "seconds", "steps")
 
 MAX_SITES = 10_000
 MAX_CASES = 10**7
+MAX_TRAINING_CHARACTERS = 10**5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,8 @@ class FederationSettings:
         keep_updates: Every site's consent that single updates are kept, sealed, until the end, to compute
             each site's contribution.
         seed: The seed from which sites derive theirs.
+        training: What the sites' training has agreed on beside, as names with plain values, lists and
+            tables; the federation itself reads nothing of it, but its digest, which sites approve, covers it.
     """
 
     name: str
@@ -144,6 +147,7 @@ class FederationSettings:
     half_precision: bool = False
     keep_updates: bool = False
     seed: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"federation {self.name}"
@@ -163,6 +167,7 @@ class FederationSettings:
         _check_number(where, "presence_s", self.presence_s, 0.0, 10**6)
         _check_number(where, "clipping_norm", self.clipping_norm, 1e-12, 1e12)
         _check_number(where, "max_share", self.max_share, 1e-9, 1.0)
+        _check_plain(where, self.training)
         unknown = {s for site in self.sites for s in site.structures} - set(self.heads.structures)
         if self.heads.structures and unknown:
             raise ConfigurationError(
@@ -194,6 +199,15 @@ def _check_number(where: str, name: str, value: float, low: float, high: float) 
         raise ConfigurationError(f"{where}: {name} must be a finite number; found {value!r}.")
     if not low <= value <= high:
         raise ConfigurationError(f"{where}: {name} must be {low} to {high}; found {value}.")
+
+
+def _check_plain(where: str, training: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(training, allow_nan=False, default=dict)
+    except (TypeError, ValueError) as fault:
+        raise ConfigurationError(f"{where}: training must hold plain values only; {fault}.") from fault
+    if len(text) > MAX_TRAINING_CHARACTERS:
+        raise ConfigurationError(f"{where}: training must fit in {MAX_TRAINING_CHARACTERS} characters.")
 
 
 def build_settings(table: Mapping[str, Any]) -> FederationSettings:

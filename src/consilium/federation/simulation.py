@@ -13,7 +13,7 @@ from consilium.federation.events import Watch, ignore_event
 from consilium.federation.journal import Journal
 from consilium.federation.local import LocalUpdate
 from consilium.federation.parameters import Parameters
-from consilium.federation.rounds import run_rounds
+from consilium.federation.rounds import Keep, run_rounds
 from consilium.federation.settings import FederationSettings
 from consilium.federation.site import Carrier, Site
 from consilium.federation.store import MemoryStore, SiteStore
@@ -38,6 +38,8 @@ def simulate(
     workers: int = 1,
     stores: Callable[[str], SiteStore] = lambda name: MemoryStore(),
     watch: Watch = ignore_event,
+    keep: Keep | None = None,
+    finished: Callable[[Site], None] = lambda site: None,
 ) -> Parameters:
     """Run a whole federation here: the coordinator in this thread, the sites in ``workers`` others.
 
@@ -49,6 +51,8 @@ def simulate(
         workers: Threads that share the sites. With one, sites train in order of name.
         stores: Where each site remembers; in memory by default.
         watch: Told what happens.
+        keep: Told every accepted update; only with the sites' consent, see `run_rounds`.
+        finished: Told every site that has fetched the final model (its ``final``).
 
     Returns:
         The final travelling parameters.
@@ -66,11 +70,19 @@ def simulate(
         try:
             counter = _Workplace(desk, work)
             final = run_rounds(
+<<<<<<< HEAD
                 settings, initial, desk=counter, journal=journal, clock=time.monotonic, watch=watch
+=======
+                settings, initial, desk=counter, journal=journal, clock=time.monotonic, watch=watch, keep=keep
+>>>>>>> 39bc63e (Bring a hospital's dataset into a federation without code; one plan from sketches; the demo is federated)
             )
             return dict(final)
         finally:
             stop.set()
+    for site in sites:
+        if site.final is not None or site.step().kind == "finished":
+            finished(site)
+    return final
 
 
 def _step_until(stop: threading.Event, share: list[Site]) -> None:

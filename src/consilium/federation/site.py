@@ -30,7 +30,13 @@ from consilium.types import Array
 Carrier = Callable[[bytes], Bytes]
 """Carries one frame to the coordinator's desk and its answer back; raises OSError when it cannot."""
 
+<<<<<<< HEAD
 LOCAL = "local/"
+=======
+LOCAL, MEMORY = "local/", "memory/"
+GROW_AFTER = 16
+"""Answers in a row after which pieces may be larger again."""
+>>>>>>> 39bc63e (Bring a hospital's dataset into a federation without code; one plan from sketches; the demo is federated)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class Site:
             proximal_mu=float(options.get("proximal_mu", 0.0)),
             correction={name: control[name] - own_control[name] for name in control},
             wants_control=bool(control),
+            memory=self._load_state(last, MEMORY),
         )
         start = self._with_local({name: np.array(array) for name, array in received.items()}, last)
         result = self._local_update(start, round_number=number, task=task)
@@ -155,6 +162,7 @@ class Site:
         changes = {name: result.control_variates[name] - own_control[name] for name in control}
         state = {LOCAL + n: a for n, a in local.items()}
         state |= {CONTROL + n: a for n, a in result.control_variates.items() if control}
+        state |= {MEMORY + n: a for n, a in result.memory.items()}
         if state:
             self._store.write(f"state-{number:06d}", encode_tensors(state))
         return self._encode(result, travelling, changes, answer, received)

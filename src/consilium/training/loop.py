@@ -13,8 +13,9 @@ from consilium.inference.doubt import CARD_ENTRY
 from consilium.inference.model import BEST, save_model
 from consilium.training.batch import BatchRecipe, make_batch
 from consilium.training.checkpoint import LAST, load_checkpoint, save_checkpoint
+from consilium.training.config import TrainingConfig
 from consilium.training.data import PreparedCase
-from consilium.training.plan import CROP_SHARE
+from consilium.training.plan import CROP_SHARE, Plan
 from consilium.training.run_folder import Run
 from consilium.training.state import (
     TrainingState,
@@ -83,7 +84,6 @@ def train(
     """
     state = _start_or_resume(run, training, network)
     recipe = recipe_of(run, training)
-    crops = replace(recipe, patch_zyx=run.plan.crop_zyx)
     per_epoch = steps_per_epoch(len(training), recipe.batch)
     now = time.process_time if run.budget.cpu_time else time.monotonic
     clock = _Clock(state.elapsed_s, now)
@@ -107,26 +107,36 @@ def train(
             save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
         if done or interrupted:
             return Outcome(state=state, finished=done, best_dice=state.best_dice, best_step=state.best_step)
-        cropped = run.plan.crop_zyx is not None and share < CROP_SHARE
-        batch = make_batch(crops if cropped else recipe, training, state.step)
+        batch = make_batch(recipe_at(recipe, run.plan, share), training, state.step)
         rate = rate_at(share, run.config) * state.watch.rate_factor
         take_step(state, batch, run.config, rate=rate)
         _tell(progress, run, state, clock.elapsed_s(), per_epoch)
 
 
 def recipe_of(run: Run, training: Sequence[PreparedCase] = ()) -> BatchRecipe:
-    """How the batches of a run are made; patches look for structures that few training cases have."""
-    present = [sum(case.voxels[s] > 0 for case in training) for s in range(len(run.plan.structures))]
+    """How the batches of a run are made."""
+    return build_recipe(run.plan, run.config, training)
+
+
+def build_recipe(plan: Plan, config: TrainingConfig, training: Sequence[PreparedCase] = ()) -> BatchRecipe:
+    """How batches are made; patches look for structures that few training cases have."""
+    present = [sum(case.voxels[s] > 0 for case in training) for s in range(len(plan.structures))]
     return BatchRecipe(
-        structures=len(run.plan.structures),
-        windows=run.plan.preprocessing.windows,
-        batch=run.plan.batch,
-        patch_zyx=run.plan.patch_zyx,
-        mirror=run.plan.mirror,
-        augmentation=run.config.augmentation,
-        seed=run.config.seed,
+        structures=len(plan.structures),
+        windows=plan.preprocessing.windows,
+        batch=plan.batch,
+        patch_zyx=plan.patch_zyx,
+        mirror=plan.mirror,
+        augmentation=config.augmentation,
+        seed=config.seed,
         focus=tuple(1.0 / max(1, int(count)) for count in present),
     )
+
+
+def recipe_at(recipe: BatchRecipe, plan: Plan, share: float) -> BatchRecipe:
+    """The recipe at a share of the budget: crops first, where the plan has some."""
+    cropped = plan.crop_zyx is not None and share < CROP_SHARE
+    return replace(recipe, patch_zyx=plan.crop_zyx) if cropped else recipe
 
 
 def steps_per_epoch(cases: int, batch: int) -> int:

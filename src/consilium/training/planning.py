@@ -9,9 +9,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from consilium.cases.case import Case, State
 from consilium.cases.dataset import Dataset
-from consilium.errors import ConfigurationError, DatasetError, MemoryPlanError
+from consilium.errors import ConfigurationError, MemoryPlanError
 from consilium.geometry.volume import Grid
 from consilium.inference.device import has_fast_bf16
 from consilium.inference.memory import predict_training_bytes
@@ -20,13 +19,12 @@ from consilium.inference.preprocess import (
     OTHER_WINDOWS,
     Preprocessing,
     network_grid,
-    prepare_image,
 )
 from consilium.networks.build import NetworkConfig, choose_resampling
 from consilium.training.augment import mirror_order
 from consilium.training.batch import Batch
 from consilium.training.config import TrainingConfig
-from consilium.training.data import usable_annotation
+from consilium.training.facts import Facts, collect_facts, crop_choice
 from consilium.training.plan import CROP_SHARE, Plan
 from consilium.training.state import start_training, take_step
 from consilium.types import Progress, Shape, Triple, no_progress
@@ -48,7 +46,6 @@ CHANNELS = {
     ("iunet", "cpu"): (32, 64, 128, 256, 256),
     ("iunet", "cuda"): (64, 128, 256, 512, 512),
 }
-SAMPLED_IMAGES = 3
 SMALLEST_PATCH = 16
 PATCH_BATCH = 2
 
@@ -78,29 +75,47 @@ def make_plan(
         MemoryPlanError: Nothing that was allowed fits; says what is needed and what would fit.
     """
     cases = [dataset.case(case_id) for case_id in (case_ids or dataset.case_ids)]
-    structures = choose_structures(cases, config)
+    facts = collect_facts(dataset, cases, config, progress=progress)
+    return decide_plan(facts, config, memory_bytes=memory_bytes, device=device)
+
+
+def decide_plan(
+    facts: Facts, config: TrainingConfig, *, memory_bytes: int, device: torch.device, bf16: bool | None = None
+) -> Plan:
+    """The plan that follows from a data set's facts; the same facts give the same plan on every machine.
+
+    Args:
+        facts: Of one data set, or of several hospitals' together.
+        config: What a person decided.
+        memory_bytes: At hand for training.
+        device: The kind of device to train on.
+        bf16: Whether to compute in bfloat16; None: where this machine does so fast.
+
+    Raises:
+        MemoryPlanError: Nothing that was allowed fits.
+    """
+    structures, is_ct, kept = facts.structures, facts.is_ct, facts.kept_zyx
     reasons: list[str] = []
-    is_ct = all(case.image.modality == "CT" for case in cases)
-    crop = ("body" if is_ct else "none") if config.crop == "auto" else config.crop
-    kept = _kept_share(dataset, cases, config, progress=progress) if crop == "body" else np.ones(3)
+    crop = crop_choice(config, is_ct=is_ct)
     if crop == "body":
         reasons.append(f"Air around the body is cut away: it leaves about {np.prod(kept):.0%} of the voxels.")
-    spacing = _choose_spacing(cases, structures, config, kept, device.type, reasons)
+    spacing = _choose_spacing(facts, config, device.type, reasons)
     preprocessing = Preprocessing(
         spacing_zyx_mm=spacing,
         windows=CT_WINDOWS if is_ct else OTHER_WINDOWS,
         intensity="hounsfield" if is_ct else "percentile",
         crop=crop,
     )
-    shapes = np.array([network_grid(c.image.grid, spacing).shape_zyx for c in cases])
+    shapes = np.array([network_grid(grid, spacing).shape_zyx for grid in facts.grids])
     typical = _shape(np.maximum(1, np.rint(np.median(shapes, axis=0) * kept)))
     largest = _shape(shapes.max(axis=0))
-    network = _choose_network(config, structures, preprocessing, typical, device, reasons)
+    bf16 = has_fast_bf16(device) if bf16 is None else bf16
+    network = _choose_network(config, structures, preprocessing, typical, device.type, bf16, reasons)
     network, patch, batch = _fit(network, config, typical, largest, memory_bytes, device.type, reasons)
     crop_first = _choose_crops(network, config, patch, typical, device.type, reasons)
     mirror = mirror_order(structures)
     _say_about_mirror(structures, mirror, reasons)
-    _say_about_small_structures(cases, structures, config, spacing, reasons)
+    _say_about_small_structures(facts, spacing, reasons)
     return Plan(
         structures=structures,
         preprocessing=preprocessing,
@@ -115,33 +130,6 @@ def make_plan(
         reasons=tuple(reasons),
         crop_zyx=crop_first,
     )
-
-
-def choose_structures(cases: Sequence[Case], config: TrainingConfig) -> tuple[str, ...]:
-    """The structures to learn: those asked for, or all that some case contours.
-
-    Raises:
-        DatasetError: No case contours anything.
-        ConfigurationError: A structure asked for that no case contours.
-    """
-    contoured = sorted(
-        {
-            name
-            for case in cases
-            for name in case.structures
-            if (found := usable_annotation(case, name, config.reader)) is not None
-            and found.state is State.CONTOURED
-        }
-    )
-    if not contoured:
-        raise DatasetError("dataset: at least one case must have a contour to learn from; none has.")
-    missing = [name for name in config.structures if name not in contoured]
-    if missing:
-        raise ConfigurationError(
-            f"training: every structure must be contoured in some case; {missing} are not. "
-            f"Known are {contoured}."
-        )
-    return config.structures or tuple(contoured)
 
 
 def measure_step_s(plan: Plan, config: TrainingConfig, device: torch.device, *, repeats: int = 2) -> float:
@@ -167,37 +155,11 @@ def measure_step_s(plan: Plan, config: TrainingConfig, device: torch.device, *, 
     return (time.perf_counter() - started) / repeats
 
 
-def _kept_share(
-    dataset: Dataset, cases: Sequence[Case], config: TrainingConfig, *, progress: Progress
-) -> np.ndarray:
-    """Share of each axis (z, y, x) that the body takes, the mean over a few images."""
-    ranked = sorted(cases, key=lambda case: (case.image.grid.voxels, case.case_id))
-    picks = {round(k * (len(ranked) - 1) / max(1, SAMPLED_IMAGES - 1)) for k in range(SAMPLED_IMAGES)}
-    shares = []
-    for done, pick in enumerate(sorted(picks)):
-        case = ranked[pick]
-        spacing = case.image.grid.to_canonical()[0].spacing_zyx_mm
-        coarse: Triple = (max(spacing[0], 4.0), max(spacing[1], 4.0), max(spacing[2], 4.0))
-        image = dataset.load_image(case)
-        full = prepare_image(image, Preprocessing(spacing_zyx_mm=coarse))
-        cut = prepare_image(image, Preprocessing(spacing_zyx_mm=coarse, crop="body"))
-        shares.append(np.array(cut.grid.shape_zyx) / full.grid.shape_zyx)
-        progress("looking at images", done + 1, len(picks))
-    return np.asarray(np.mean(shares, axis=0))
-
-
-def _choose_spacing(
-    cases: Sequence[Case],
-    structures: Sequence[str],
-    config: TrainingConfig,
-    kept: np.ndarray,
-    device: str,
-    reasons: list[str],
-) -> Triple:
+def _choose_spacing(facts: Facts, config: TrainingConfig, device: str, reasons: list[str]) -> Triple:
     if config.spacing_zyx_mm is not None:
         reasons.append(f"The grid of {_mm(config.spacing_zyx_mm)} was asked for.")
         return config.spacing_zyx_mm
-    grids = [case.image.grid.to_canonical()[0] for case in cases]
+    grids, kept = [grid.to_canonical()[0] for grid in facts.grids], facts.kept_zyx
     median = np.median([grid.spacing_zyx_mm for grid in grids], axis=0)
     finest = _triple(median)
     voxels = _typical_voxels(grids, finest, kept)
@@ -207,7 +169,8 @@ def _choose_spacing(
         return finest
     edge = float(median.min())
     chosen = finest
-    smallest = _small_volume_mm3(cases, structures, config)
+    volumes = [v for found in facts.volumes_mm3.values() for v in found]
+    smallest = float(np.percentile(volumes, 10)) if volumes else math.inf
     while voxels > limit and edge < COARSEST_MM:
         edge += 0.1
         wanted = _triple(np.maximum(median, edge))
@@ -227,11 +190,12 @@ def _choose_network(
     structures: Sequence[str],
     preprocessing: Preprocessing,
     typical: Shape,
-    device: torch.device,
+    device: str,
+    bf16: bool,
     reasons: list[str],
 ) -> NetworkConfig:
     squeeze = config.network == "iunet" and config.stem == "squeeze"
-    channels = config.channels or CHANNELS[config.network, device.type]
+    channels = config.channels or CHANNELS[config.network, device]
     scales = len(channels)
     while True:
         steps = choose_resampling(preprocessing.spacing_zyx_mm, scales, first_is_stem=squeeze)
@@ -239,11 +203,10 @@ def _choose_network(
         if config.channels or scales <= max(2, len(config.scale_weights)) or max(coarsest) >= 8:
             break
         scales -= 1
-    bf16 = has_fast_bf16(device)
     reasons.append(
         f"{config.network} with {scales} scales of {', '.join(str(c) for c in channels[:scales])} channels: "
         f"the coarsest has {' × '.join(f'{c:.0f}' for c in coarsest)} voxels; arithmetic in "
-        f"{'bfloat16, which this machine computes fast' if bf16 else 'float32'}."
+        f"{'bfloat16' if bf16 else 'float32'}."
     )
     if len(config.scale_weights) > scales:
         raise ConfigurationError(
@@ -384,32 +347,16 @@ def _say_about_mirror(structures: Sequence[str], mirror: tuple[int, ...] | None,
         reasons.append("Mirrored images are used too; left and right structures then change places.")
 
 
-def _say_about_small_structures(
-    cases: Sequence[Case],
-    structures: Sequence[str],
-    config: TrainingConfig,
-    spacing: Triple,
-    reasons: list[str],
-) -> None:
+def _say_about_small_structures(facts: Facts, spacing: Triple, reasons: list[str]) -> None:
     voxel_mm3 = math.prod(spacing)
-    for name in structures:
-        volumes = [v for case in cases if (v := _volume_mm3(case, name, config)) is not None]
+    for name in facts.structures:
+        volumes = facts.volumes_mm3.get(name, ())
         lost = sum(1 for v in volumes if v < 4 * voxel_mm3)
         if lost:
             reasons.append(
                 f"{name}: in {lost} of {len(volumes)} cases it is smaller than 4 voxels of this grid and may "
                 "vanish on it; use a finer grid (--spacing) if that matters."
             )
-
-
-def _volume_mm3(case: Case, structure: str, config: TrainingConfig) -> float | None:
-    found = usable_annotation(case, structure, config.reader)
-    return found.volume_cm3 * 1000 if found is not None and found.state is State.CONTOURED else None
-
-
-def _small_volume_mm3(cases: Sequence[Case], structures: Sequence[str], config: TrainingConfig) -> float:
-    volumes = [v for c in cases for name in structures if (v := _volume_mm3(c, name, config)) is not None]
-    return float(np.percentile(volumes, 10)) if volumes else math.inf
 
 
 def _typical_voxels(grids: Sequence[Grid], spacing: Triple, kept: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from consilium.errors import CheckpointError
 from consilium.training.batch import BatchRecipe, make_batch
 from consilium.training.config import TrainingConfig
 from consilium.training.data import PreparedCase
+from consilium.training.loop import recipe_at
+from consilium.training.plan import Plan
 from consilium.training.state import GradientChange, TrainingState, rate_at, take_recent, take_step
 from consilium.types import Array, Progress, no_progress
 
@@ -39,14 +42,14 @@ class SiteTask:
     """What a site is asked to do.
 
     Args:
-        structures: Names, in the order of the network's outputs.
-        recipe: How batches are made.
+        plan: Of the training; the same at every site.
+        recipe: How batches are made of this site's cases.
         config: Of the training.
         steps: Of this round.
-        total_steps: Of all rounds together, for the learning rate.
+        total_steps: Of all rounds together: the state's step, as a share of them, gives the learning rate.
     """
 
-    structures: tuple[str, ...]
+    plan: Plan
     recipe: BatchRecipe
     config: TrainingConfig
     steps: int
@@ -64,8 +67,8 @@ def update_at_site(
 ) -> SiteUpdate:
     """Take the received weights, train, and hand the new ones back.
 
-    The optimiser's moments stay in ``state``, so a federation of one site, whose average is its own update,
-    equals local training bit for bit.
+    Where the optimiser's moments of the round before stay in ``state`` (see `get_memory`), a federation of
+    one site, whose average is its own update, equals local training bit for bit.
 
     Args:
         state: Of this site, after the last round (or from `start_training` before the first).
@@ -81,22 +84,65 @@ def update_at_site(
     if parameters:
         put_parameters(state, parameters)
     for done in range(task.steps):
-        rate = rate_at(min(1.0, state.step / task.total_steps), task.config)
-        batch = make_batch(task.recipe, cases, state.step)
+        share = min(1.0, state.step / task.total_steps)
+        batch = make_batch(recipe_at(task.recipe, task.plan, share), cases, state.step)
+        rate = rate_at(share, task.config)
         take_step(state, batch, task.config, rate=rate, change_gradients=change_gradients)
         progress("training at this site", done + 1, task.steps)
     dice, loss = take_recent(state)
+    structures = task.plan.structures
     return SiteUpdate(
         parameters=get_parameters(state),
         cases=len(cases),
-        cases_by_structure={
-            name: count
-            for s, name in enumerate(task.structures)
-            if (count := sum(bool(case.known[s]) for case in cases))
-        },
+        cases_by_structure=count_known(cases, structures),
         loss=loss,
-        dice={name: value for name, value in zip(task.structures, dice, strict=True) if value == value},
+        dice={name: value for name, value in zip(structures, dice, strict=True) if value == value},
     )
+
+
+def count_known(cases: Sequence[PreparedCase], structures: Sequence[str]) -> dict[str, int]:
+    """Structure -> number of cases in which it is known; structures without any are left out."""
+    counts = {name: sum(bool(case.known[s]) for case in cases) for s, name in enumerate(structures)}
+    return {name: count for name, count in counts.items() if count}
+
+
+def get_memory(state: TrainingState) -> dict[str, Array]:
+    """What the next round at this site goes on from beside the weights: the optimiser's moments, and the
+    loss's own weights.
+    """
+    memory = {f"loss/{name}": _as_array(value) for name, value in state.loss.state_dict().items()}
+    for name, parameter in state.named_parameters():
+        for kind, value in state.optimiser.state.get(parameter, {}).items():
+            memory[f"{kind}/{name}"] = _as_array(value)
+    return memory
+
+
+def put_memory(state: TrainingState, memory: Mapping[str, Array]) -> None:
+    """Go on from `get_memory`'s arrays; an empty mapping starts the optimiser anew.
+
+    Raises:
+        CheckpointError: Arrays of another network.
+    """
+    state.optimiser.state.clear()
+    by_name = dict(state.named_parameters())
+    loss = {}
+    for key, value in memory.items():
+        kind, _, name = key.partition("/")
+        tensor = torch.from_numpy(np.array(value))
+        if kind == "loss":
+            loss[name] = tensor
+            continue
+        if name not in by_name:
+            raise CheckpointError(f"{name}: the memory of another network cannot be gone on from.")
+        parameter = by_name[name]
+        # The fused optimiser keeps its step beside the weights.
+        state.optimiser.state[parameter][kind] = tensor.to(parameter.device)
+    if loss:
+        state.loss.load_state_dict(loss)
+
+
+def _as_array(value: Any) -> Array:
+    return np.array(torch.as_tensor(value).detach().cpu().numpy())
 
 
 def get_parameters(state: TrainingState) -> dict[str, Array]:

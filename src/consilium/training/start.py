@@ -11,9 +11,10 @@ from consilium.errors import DatasetError, RunError
 from consilium.inference.device import available_memory_bytes, choose_device
 from consilium.training.config import Budget, TrainingConfig
 from consilium.training.data import PreparedCase, prepare_cases, usable_annotation
+from consilium.training.facts import choose_structures
 from consilium.training.loop import Outcome, train
 from consilium.training.plan import Plan
-from consilium.training.planning import choose_structures, make_plan
+from consilium.training.planning import make_plan
 from consilium.training.run_folder import CONFIG, Run, create_run, open_run
 from consilium.types import Progress, no_progress
 
