@@ -1,5 +1,6 @@
 # Everything here needs Python 3.11 or later and nothing else.
 #   make demo                 the main job on phantom hospitals (DATA=folder: on your own images)
+#   make demo-flare           the same as four processes over NVIDIA FLARE and mutual TLS on loopback
 #   make test                 the default test suite
 #   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9
 #   make test-browser         the review page in Chromium, where it is installed
@@ -19,7 +20,7 @@ FEDERATION_STAMP := $(FEDERATION)/.installed
 # FLARE, which asks the kernel, without sending, from which address it would reach 10.255.255.255.
 ISOLATED := $(if $(filter 0,$(shell id -u)),$(if $(shell unshare -n true 2>/dev/null && echo yes),unshare -n sh -c 'ip link set lo up && ip route add 10.255.255.255 dev lo && exec "$$@"' sh))
 
-.PHONY: setup demo test test-slow test-browser test-node test-federation style clean
+.PHONY: setup demo demo-flare test test-slow test-browser test-node test-federation style clean
 
 setup: $(STAMP)
 
@@ -48,6 +49,9 @@ $(FEDERATION_STAMP): pyproject.toml constraints.txt
 	test -x $(FEDERATION)/bin/python || $(PYTHON) -m venv $(FEDERATION)
 	$(FEDERATION)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,federation]'
 	@touch $(FEDERATION_STAMP)
+
+demo-flare: $(FEDERATION_STAMP)
+	$(FEDERATION)/bin/consilium demo --flare --out '$(OUT)'
 
 test-federation: $(FEDERATION_STAMP)
 	$(ISOLATED) $(FEDERATION)/bin/python -m pytest -q -n 2 -m '$(if $(SLOW),network,network and not slow)' tests/federation

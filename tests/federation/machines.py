@@ -19,8 +19,9 @@ from consilium.federation.engine import kit
 from consilium.federation.engine.supervise import REFUSED
 from consilium.federation.federation_file import Coordinator
 from consilium.federation.parameters import Parameters
-from consilium.federation.service import FINAL, INITIAL
+from consilium.federation.service import INITIAL
 from consilium.federation.settings import FederationSettings
+from consilium.federation.store import FINAL
 from consilium.federation.tensors import encode_tensors
 from tests.data import REPOSITORY
 

@@ -199,3 +199,14 @@ def test_more_cases_than_enrolled_are_refused_before_anything_is_trained(dataset
 def test_a_wrong_hospital_table_says_what_is_wrong(table: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         HospitalData.read(table)
+
+
+def test_a_late_hospital_teaches_its_head_on_the_trunk_it_received(dataset: Dataset) -> None:
+    hospital = one_site(dataset)
+    late = Hospital("late", hospital.agreement, hospital.training, (), heads_only_until=2)
+    start = hospital.agreement.build_initial()
+    early = late(dict(start), round_number=1, task=LocalTask(round_number=1)).parameters
+    changed = {name for name in start if not np.array_equal(early[name], start[name])}
+    assert changed == {"heads.0.weight", "heads.0.bias"}
+    after = late(dict(start), round_number=2, task=LocalTask(round_number=2)).parameters
+    assert not np.array_equal(after["encoder.0.0.weight"], start["encoder.0.0.weight"])

@@ -17,11 +17,10 @@ from consilium.federation.federation_file import read_federation_file, read_site
 from consilium.federation.invitation import FEDERATION, SITE
 from consilium.federation.parameters import Parameters
 from consilium.federation.reciprocity import Statement
-from consilium.federation.service import FINAL, INITIAL, load_training, stopped_event, watch_folder
+from consilium.federation.service import INITIAL, load_training, stopped_event, watch_folder
 from consilium.federation.settings import FederationSettings
 from consilium.federation.simulation import simulate as run_simulation
-from consilium.federation.site import Site
-from consilium.federation.store import FolderStore, SiteStore
+from consilium.federation.store import FINAL, FolderStore, SiteStore
 from consilium.federation.tensors import Tensors, encode_tensors
 
 if TYPE_CHECKING:
@@ -53,9 +52,6 @@ def simulate(
     kept = SealedStore(folder / "sealed") if settings.keep_updates else None
     watch = watch_folder(folder, say_event)
 
-    def finished(site: Site) -> None:
-        stores[site.name].write(FINAL, encode_tensors(site.final or {}))
-
     def store_of(name: str) -> SiteStore:
         return stores[name]
 
@@ -69,7 +65,6 @@ def simulate(
             stores=store_of,
             watch=watch,
             keep=kept.keep if kept else None,
-            finished=finished,
         )
         write_durably(folder / FINAL, encode_tensors(final))
         write_model(folder)

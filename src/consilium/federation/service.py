@@ -19,11 +19,10 @@ from consilium.federation.local import LocalUpdate
 from consilium.federation.parameters import Parameters
 from consilium.federation.rounds import run_rounds
 from consilium.federation.site import Carrier, Site, Step, run_site
-from consilium.federation.store import FolderStore
+from consilium.federation.store import FINAL, FolderStore
 from consilium.federation.tensors import Tensors, encode_tensors, write_tensors
 
 INITIAL = "initial.safetensors"
-FINAL = "final.safetensors"
 LINGER_S = 120.0
 MAX_WAIT_S = 5.0
 """A try costs next to nothing, and a hospital that is back should not sleep through a round."""

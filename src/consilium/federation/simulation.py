@@ -16,7 +16,8 @@ from consilium.federation.parameters import Parameters
 from consilium.federation.rounds import Keep, run_rounds
 from consilium.federation.settings import FederationSettings
 from consilium.federation.site import Carrier, Site
-from consilium.federation.store import MemoryStore, SiteStore
+from consilium.federation.store import FINAL, MemoryStore, SiteStore
+from consilium.federation.tensors import encode_tensors
 from consilium.federation.uploads import Arrival
 from consilium.types import Array
 
@@ -39,7 +40,6 @@ def simulate(
     stores: Callable[[str], SiteStore] = lambda name: MemoryStore(),
     watch: Watch = ignore_event,
     keep: Keep | None = None,
-    finished: Callable[[Site], None] = lambda site: None,
 ) -> Parameters:
     """Run a whole federation here: the coordinator in this thread, the sites in ``workers`` others.
 
@@ -49,10 +49,10 @@ def simulate(
         updates: Site -> its training. Enrolled sites without one stay absent.
         folder: The coordinator's journal; a run that stopped goes on from there.
         workers: Threads that share the sites. With one, sites train in order of name.
-        stores: Where each site remembers; in memory by default.
+        stores: Where each site remembers, and keeps the final model with its own local parameters; in memory
+            by default.
         watch: Told what happens.
         keep: Told every accepted update; only with the sites' consent, see `run_rounds`.
-        finished: Told every site that has fetched the final model (its ``final``).
 
     Returns:
         The final travelling parameters.
@@ -62,7 +62,8 @@ def simulate(
     """
     journal = Journal(folder)
     desk = Desk(settings, journal.audit, clock=time.monotonic, report=journal.report)
-    sites = [Site(n, settings, updates[n], stores(n), carry_in_memory(desk, n)) for n in sorted(updates)]
+    kept = {n: stores(n) for n in sorted(updates)}
+    sites = [Site(n, settings, updates[n], kept[n], carry_in_memory(desk, n)) for n in kept]
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=workers) as pool:
         shares = [sites[index::workers] for index in range(workers)]
@@ -70,19 +71,16 @@ def simulate(
         try:
             counter = _Workplace(desk, work)
             final = run_rounds(
-<<<<<<< HEAD
-                settings, initial, desk=counter, journal=journal, clock=time.monotonic, watch=watch
-=======
                 settings, initial, desk=counter, journal=journal, clock=time.monotonic, watch=watch, keep=keep
->>>>>>> 39bc63e (Bring a hospital's dataset into a federation without code; one plan from sketches; the demo is federated)
             )
-            return dict(final)
         finally:
             stop.set()
     for site in sites:
-        if site.final is not None or site.step().kind == "finished":
-            finished(site)
-    return final
+        if site.final is None:
+            site.step()
+        if site.final is not None:
+            kept[site.name].write(FINAL, encode_tensors(site.final))
+    return dict(final)
 
 
 def _step_until(stop: threading.Event, share: list[Site]) -> None:

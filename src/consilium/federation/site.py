@@ -30,13 +30,7 @@ from consilium.types import Array
 Carrier = Callable[[bytes], Bytes]
 """Carries one frame to the coordinator's desk and its answer back; raises OSError when it cannot."""
 
-<<<<<<< HEAD
-LOCAL = "local/"
-=======
 LOCAL, MEMORY = "local/", "memory/"
-GROW_AFTER = 16
-"""Answers in a row after which pieces may be larger again."""
->>>>>>> 39bc63e (Bring a hospital's dataset into a federation without code; one plan from sketches; the demo is federated)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from typing import Protocol
 from consilium.errors import FederationError
 from consilium.federation.durable import remove_leftovers, replacing, sync_folder
 
+FINAL = "final.safetensors"
+"""The last model, with the site's own local parameters."""
+
 
 class SiteStore(Protocol):
     """Named byte strings."""

@@ -22,22 +22,34 @@ class GradientRule:
         received: The model as received, by name.
         task: The round's numbers.
         device: Where the training runs.
+        only: Names of the parameters that may change; empty: all. The others keep what was received, so that
+            heads learn on the trunk that they will be used with.
 
     Source:
         Li et al. 2020 (FedProx), algorithm 2; Karimireddy et al. 2020 (SCAFFOLD), algorithm 1.
     """
 
-    def __init__(self, received: Mapping[str, Array], task: LocalTask, device: torch.device) -> None:
+    def __init__(
+        self,
+        received: Mapping[str, Array],
+        task: LocalTask,
+        device: torch.device,
+        *,
+        only: tuple[str, ...] = (),
+    ) -> None:
         self._mu = task.proximal_mu
         self._received = _tensors(received, device) if self._mu else {}
         self._correction = _tensors(task.correction, device)
         self._sums = {name: torch.zeros_like(value) for name, value in self._correction.items()}
+        self._only = frozenset(only)
         self._steps = 0
 
     def __call__(self, named: Iterator[tuple[str, nn.Parameter]]) -> None:
         """Change the gradients of one step."""
         self._steps += 1
         for name, parameter in named:
+            if self._only and name not in self._only:
+                parameter.grad = None
             if parameter.grad is None:
                 continue
             if name in self._sums:

@@ -17,7 +17,7 @@ from consilium.federation.federation_file import read_site_file
 from consilium.federation.local import LocalTask, SiteResult
 from consilium.federation.parameters import Parameters
 from consilium.federation.settings import FederationSettings
-from consilium.hospital.agreement import Agreement, read_agreement
+from consilium.hospital.agreement import Agreement, head_map, read_agreement
 from consilium.hospital.gradients import GradientRule
 from consilium.hospital.sketching import check_plan, known_structures, load_sketches
 from consilium.inference.device import available_memory_bytes, choose_device, has_fast_bf16
@@ -88,6 +88,7 @@ class Hospital:
         agreement: What all hospitals agreed on.
         training: Prepared cases that train.
         hold_out: Prepared cases that only judge.
+        heads_only_until: Before this round only the heads are trained, as the site enrolled.
         progress: Told after each training step.
     """
 
@@ -98,13 +99,15 @@ class Hospital:
         training: Sequence[PreparedCase],
         hold_out: Sequence[PreparedCase],
         *,
+        heads_only_until: int = 0,
         progress: Progress = no_progress,
     ) -> None:
         if not training:
             raise DatasetError(f"site {name}: needs at least one case to train on; found none.")
         self.name, self.agreement = name, agreement
         self.training, self.hold_out = tuple(training), tuple(hold_out)
-        self._progress = progress
+        self._progress, self._heads_only_until = progress, heads_only_until
+        self._heads = head_map(agreement.plan).tensors
         self._recipe = build_recipe(agreement.plan, agreement.config, self.training)
         self._state = start_training(agreement.plan, agreement.config, list(agreement.prior))
         self._initial = get_parameters(self._state)
@@ -117,7 +120,8 @@ class Hospital:
         put_parameters(state, self.complete(parameters))
         put_memory(state, self._fit_memory(task.memory))
         state.step = round_number * agreed.steps_per_round
-        rule = GradientRule(parameters, task, state.device)
+        only = self._heads if round_number < self._heads_only_until else ()
+        rule = GradientRule(parameters, task, state.device, only=only)
         update = update_at_site(
             state,
             {},
@@ -228,7 +232,8 @@ def prepare_hospital(
     )
     _check_memory(name, agreement, cases)
     count = len(split.training)
-    return Hospital(name, agreement, cases[:count], cases[count:], progress=progress)
+    until = 0 if enrolled is None else enrolled.heads_only_until
+    return Hospital(name, agreement, cases[:count], cases[count:], heads_only_until=until, progress=progress)
 
 
 def split_known(cases: Sequence[Case], structures: Sequence[str], data: HospitalData) -> Split:
