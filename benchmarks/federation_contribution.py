@@ -7,8 +7,8 @@ with everybody minus the score without the site, the score being mean Dice on th
 patients. Twice: each honest site contours two of four organs (``different``), or all four (``same``).
 
 ``ours`` is the number of seeds, of ten, in which the fifth site ranks last (the copy: it and its original
-rank last, since no figure can tell which of two equal updates is the copy), the lowest over the three kinds where
-sites have different organs; ``limit`` is 9. ``peers`` holds every count. ``--quick`` runs one seed.
+rank last, since no figure can tell which of two equal updates is the copy), the lowest over the three kinds
+where sites have different organs; ``limit`` is 9. ``peers`` holds every count. ``--quick`` runs one seed.
 """
 
 import argparse

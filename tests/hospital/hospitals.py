@@ -44,7 +44,7 @@ def make_settings(
     *,
     rounds: int,
     steps: int,
-    prior: float = 0.05,
+    prior: float = 0.01,
     strategy: StrategyChoice | None = None,
     **changes: object,
 ) -> FederationSettings:

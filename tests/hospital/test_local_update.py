@@ -61,7 +61,7 @@ def test_a_federation_of_one_hospital_is_consilium_train_bit_for_bit(
     run = create_run(tmp_path / "run", config, plan, split_of(hospital), Budget(steps=12))
     prior_of_run = pytest.MonkeyPatch()
     # `train` measures the prior on its cases; the federation agreed on one.
-    prior_of_run.setattr("consilium.training.loop.output_prior", lambda cases, n: [0.05] * n)
+    prior_of_run.setattr("consilium.training.loop.output_prior", lambda cases, n: [0.01] * n)
     outcome = train(run, hospital.training, hospital.hold_out)
     prior_of_run.undo()
     local = {name: value.numpy() for name, value in outcome.state.network.state_dict().items()}
