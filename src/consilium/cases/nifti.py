@@ -44,7 +44,30 @@ def write_nifti(path: Path, volume: Volume) -> None:
     """
     array = volume.array.view(np.uint8) if volume.array.dtype == np.bool_ else volume.array
     # The array is C-contiguous in (Z, Y, X), which is Fortran order in (i, j, k): written without a copy.
-    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), nifti_affine(volume.grid.affine))
+    _write(path, array, nibabel.Nifti1Image(array.transpose(2, 1, 0), nifti_affine(volume.grid.affine)))
+
+
+def write_displacements(path: Path, displacement_lps_mm: FloatArray, grid: Grid) -> None:
+    """Write a displacement field as ``.nii.gz`` of intent DISPVECT: (i, j, k, 1, 3), RAS components in mm.
+
+    This is the standard's own convention; ITK and what is built on it turn the components to LPS on reading.
+
+    Args:
+        path: The file; replaced if it is there.
+        displacement_lps_mm: (3, Z, Y, X): x, y, z, from a point of this grid to where it came from.
+        grid: Of the field.
+
+    Source:
+        NIfTI-1 standard, nifti1.h, NIFTI_INTENT_DISPVECT (1006).
+    """
+    ras = np.asarray(displacement_lps_mm * np.array([-1, -1, 1]).reshape(3, 1, 1, 1), dtype=np.float32)
+    five = ras[:, None].transpose(4, 3, 2, 1, 0)
+    image = nibabel.Nifti1Image(five, nifti_affine(grid.affine))
+    image.header.set_intent("displacement vector")
+    _write(path, ras, image)
+
+
+def _write(path: Path, array: Array, image: nibabel.Nifti1Image) -> None:
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(1, 0)
     image.set_sform(image.affine, code=1)

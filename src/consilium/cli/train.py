@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consilium.cases.dataset import open_dataset
+from consilium.cases.dataset import Dataset, open_dataset
 from consilium.cases.files import write_atomically
 from consilium.cli import cascades
 from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar, stop_on_interrupt
@@ -37,6 +37,9 @@ def train(
     spacing: Annotated[str, typer.Option(help="Grid in mm as z,y,x; the plan's choice by default.")] = "",
     mode: Annotated[str, typer.Option(help="whole, patch or auto.")] = "auto",
     watch: Annotated[str, typer.Option(help="On over-fitting: lower, stop or off.")] = "lower",
+    adaptation: Annotated[
+        bool, typer.Option("--adaptation", help="Train a network that refines contours: for adapt --model.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Repeats the same training.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     detect: Annotated[
@@ -78,10 +81,16 @@ def train(
             spacing=spacing,
             mode=mode,
             watch=watch,
+            adaptation=adaptation,
             seed=seed,
         )
         with progress_bar() as progress:
             chosen = start_run(opened, run, config, budget, progress=progress)
+    return _train(opened, chosen)
+
+
+def _train(opened: Dataset, chosen: Run) -> int:
+    """Train until the budget is spent or Ctrl-C; returns the exit code."""
     for reason in chosen.plan.reasons:
         console.print(reason, markup=False, highlight=False)
     with stop_on_interrupt() as should_stop, progress_bar() as progress:
@@ -97,7 +106,7 @@ def train(
     if not outcome.finished:
         console.print(
             f"Interrupted at step {outcome.state.step}; everything is kept. "
-            f"Go on with: consilium train {dataset} {run} --resume",
+            f"Go on with: consilium train {opened.folder} {chosen.folder} --resume",
             markup=False,
         )
         return INTERRUPTED

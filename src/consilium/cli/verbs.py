@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "evaluate": "consilium.cli.evaluate:evaluate",
     "pack": "consilium.cli.pack:pack",
     "contour": "consilium.cli.contour:contour",
+    "adapt": "consilium.cli.adapt:adapt",
     "export": "consilium.cli.exporting:export",
     "review": "consilium.cli.review:review",
     "report": "consilium.cli.report:report",

@@ -19,7 +19,7 @@ from consilium.inference.doubt import (
 from consilium.inference.memory import predict_inference_bytes
 from consilium.inference.model import Model
 from consilium.inference.postprocess import keep_largest_component
-from consilium.inference.preprocess import map_to_grid, prepare_image
+from consilium.inference.preprocess import Prior, map_to_grid, prepare_image
 from consilium.inference.sliding_window import predict_windows
 from consilium.inference.whole_volume import predict_whole
 from consilium.types import Array, FloatArray, Mask, Progress, Shape, no_progress
@@ -159,12 +159,25 @@ def entropy_on_grid(prediction: Prediction, grid: Grid) -> FloatArray:
     return np.asarray(resample(Volume(largest, prediction.grid), grid).array, dtype=np.float32)
 
 
-def probabilities_of_image(model: Model, image: Array, *, progress: Progress = no_progress) -> FloatArray:
-    """Probabilities (S, Z, Y, X) of a prepared image: one pass where the memory allows, else windows."""
+def probabilities_of_image(
+    model: Model, image: Array, prior: Prior | None = None, *, progress: Progress = no_progress
+) -> FloatArray:
+    """Probabilities (S, Z, Y, X) of a prepared image: one pass where the memory allows, else windows.
+
+    Raises:
+        ConfigurationError: A network for adaptation without a prior, or a prior for one that takes none.
+    """
+    if model.description.takes_prior != (prior is not None):
+        raise ConfigurationError(
+            "model: this one refines the contours of an earlier day and cannot contour by itself. Use it "
+            "with consilium adapt --model."
+            if prior is None
+            else "model: this one takes no earlier contours; train one with consilium train --adaptation."
+        )
     window = choose_window(model, (image.shape[0], image.shape[1], image.shape[2]))
     if window is None:
-        return predict_whole(model, image)
-    return predict_windows(model, image, window, progress=progress)
+        return predict_whole(model, image, prior)
+    return predict_windows(model, image, window, prior=prior, progress=progress)
 
 
 def choose_window(model: Model, shape_zyx: Shape, *, memory_bytes: int | None = None) -> Shape | None:

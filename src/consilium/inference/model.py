@@ -27,6 +27,11 @@ BEST = "best.safetensors"
 HEADER = "consilium"
 
 
+def channels_with_prior(channels: int, structures: int) -> int:
+    """Input channels of a network for adaptation; see `consilium.inference.preprocess.Prior`."""
+    return 2 * channels + structures
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
     """Everything about a model that is not a weight.
@@ -63,13 +68,19 @@ class ModelDescription:
                 f"model: the network must have one output per structure; got {self.network.out_channels} "
                 f"for {len(self.structures)}."
             )
-        if self.network.in_channels != self.preprocessing.channels:
+        own = self.preprocessing.channels
+        if self.network.in_channels not in {own, channels_with_prior(own, len(self.structures))}:
             raise ConfigurationError(
-                f"model: the network must take one channel per window; got {self.network.in_channels} "
-                f"for {self.preprocessing.channels}."
+                f"model: the network must take one channel per window ({own}), or for adaptation as many "
+                f"again and one per structure; got {self.network.in_channels}."
             )
         if not set(self.largest_component) <= set(self.structures):
             raise ConfigurationError("model: largest_component may name only structures of the model.")
+
+    @property
+    def takes_prior(self) -> bool:
+        """Whether the network is one for adaptation: it also takes an earlier image and its structures."""
+        return self.network.in_channels != self.preprocessing.channels
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able; `from_json` gives an equal object."""

@@ -166,6 +166,26 @@ def to_channels(image: Tensor, windows: tuple[tuple[float, float], ...]) -> Tens
     return torch.stack(channels)
 
 
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What is known of a patient from an earlier day, on the network's grid of today's image.
+
+    Args:
+        image: (Z, Y, X): the earlier image, laid on today's.
+        masks: (S, Z, Y, X) float32 in [0, 1]: the earlier structures, likewise; 0 where one was not drawn.
+    """
+
+    image: Array
+    masks: FloatArray
+
+
+def to_prior_channels(prior: Prior, windows: tuple[tuple[float, float], ...]) -> Tensor:
+    """The channels (C + S, Z, Y, X) that stand behind the image's own: earlier image, then structures."""
+    image = to_channels(torch.from_numpy(np.ascontiguousarray(prior.image)), windows)
+    masks = torch.from_numpy(np.ascontiguousarray(prior.masks, dtype=np.float32))
+    return torch.cat([image, masks * 2 - 1])
+
+
 def find_body(volume: Volume, margin_mm: float) -> Box:
     """The box around everything that is not air; the whole image where all of it is.
 

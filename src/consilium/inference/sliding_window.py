@@ -7,7 +7,7 @@ import numpy as np
 
 from consilium.geometry.crop import Box, crop_or_pad
 from consilium.inference.model import Model
-from consilium.inference.preprocess import AIR
+from consilium.inference.preprocess import AIR, Prior
 from consilium.inference.whole_volume import predict_logits
 from consilium.types import Array, FloatArray, Progress, Shape, no_progress
 
@@ -41,6 +41,7 @@ def predict_windows(
     image: Array,
     window_zyx: Shape,
     *,
+    prior: Prior | None = None,
     overlap: float = 0.5,
     progress: Progress = no_progress,
 ) -> FloatArray:
@@ -50,6 +51,7 @@ def predict_windows(
         model: The model.
         image: (Z, Y, X) int16.
         window_zyx: Shape of a window in voxels; an axis longer than the image is padded with air.
+        prior: For a network for adaptation.
         overlap: Share of a window that its neighbour covers too, in [0, 1).
         progress: Told after each window.
     """
@@ -62,7 +64,8 @@ def predict_windows(
     for done, (z, y, x) in enumerate(corners):
         box = Box((z, y, x), (z + window_zyx[0], y + window_zyx[1], x + window_zyx[2]))
         part = np.ascontiguousarray(crop_or_pad(image, box, AIR))
-        probability = predict_logits(model, part).sigmoid().cpu().numpy()
+        known = None if prior is None else _prior_part(prior, box)
+        probability = predict_logits(model, part, known).sigmoid().cpu().numpy()
         inside = box.clipped((image.shape[0], image.shape[1], image.shape[2]))
         index = inside.slices()
         local = tuple(
@@ -74,3 +77,7 @@ def predict_windows(
         progress("contouring by windows", done + 1, len(corners))
     total /= weight_sum
     return total
+
+
+def _prior_part(prior: Prior, box: Box) -> Prior:
+    return Prior(image=crop_or_pad(prior.image, box, AIR), masks=crop_or_pad(prior.masks, box))

@@ -32,7 +32,8 @@ class SeriesIdentity:
     """Who the phantom says it is; every UID follows from ``label``.
 
     Args:
-        label: E.g. ``"North-3"``.
+        label: E.g. ``"North-3"``; the patient.
+        scan: Tells several scans of one patient apart: each has its own study, series and frame of reference.
         manufacturer: DICOM Manufacturer.
         model_name: DICOM Manufacturer's Model Name.
         kvp: Tube voltage.
@@ -42,10 +43,13 @@ class SeriesIdentity:
     manufacturer: str = "Phantom Systems"
     model_name: str = "Analytic 1"
     kvp: float = 120.0
+    scan: str = ""
 
     def uid(self, *of: object) -> str:
         """A UID that depends on the label and on what it is for, and on nothing else."""
-        return str(generate_uid(entropy_srcs=[self.label, *map(str, of)]))
+        return str(
+            generate_uid(entropy_srcs=[self.label, *([self.scan] if self.scan else []), *map(str, of)])
+        )
 
 
 def write_series(

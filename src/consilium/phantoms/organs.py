@@ -146,3 +146,20 @@ def paint(image_hu: FloatArray, organs: Sequence[Organ], grid: Grid) -> None:
         share = np.clip(0.5 + depth / sx, 0, 1)
         part = image_hu[zs, ys, xs]
         part += share * (organ.hu - part)
+
+
+def paint_at(
+    image_hu: FloatArray, organs: Sequence[Organ], points_lps_mm: FloatArray, soft_mm: float
+) -> None:
+    """Paint as `paint` does, but each voxel of the image shows the organs at a point of its own.
+
+    Args:
+        image_hu: (Z, Y, X), changed in place.
+        organs: In order.
+        points_lps_mm: (Z, Y, X, 3): the point (x, y, z) whose tissue each voxel shows.
+        soft_mm: Width of the soft edges.
+    """
+    x, y, z = points_lps_mm[..., 0], points_lps_mm[..., 1], points_lps_mm[..., 2]
+    for organ in organs:
+        share = np.clip(0.5 + organ.depth_mm(x, y, z) / soft_mm, 0, 1)
+        image_hu += share * (organ.hu - image_hu)

@@ -97,6 +97,7 @@ class PhantomPatient:
         image: int16 in Hounsfield units.
         contours: Structure -> polygons (N, 3) in LPS mm, one per slice; what the hospital contours.
         organs: Structure -> its closed form, also of those that are not contoured.
+        layers: Everything that was painted, tissue first, in the order in which it was.
     """
 
     label: str
@@ -104,6 +105,7 @@ class PhantomPatient:
     image: Volume
     contours: Mapping[str, tuple[FloatArray, ...]]
     organs: Mapping[str, Organ]
+    layers: tuple[Organ, ...] = ()
 
     def contoured_volume_cm3(self, structure: str) -> float:
         """Areas of the cross-sections in closed form times the slice distance."""
@@ -136,9 +138,10 @@ def build_pelvis(hospital: Hospital, number: int, *, rng: np.random.Generator) -
     return PhantomPatient(
         label=f"{hospital.name}-{number}",
         hospital=hospital,
-        image=Volume(_scan(image, hospital, rng), grid),
+        image=Volume(scan_image(image, hospital, rng), grid),
         contours=contours,
         organs={organ.structure: organ for organ in organs if organ.structure in STRUCTURES},
+        layers=(*tissue, *organs),
     )
 
 
@@ -210,7 +213,7 @@ def _anatomy(rng: np.random.Generator, middle_z: float, height_mm: float) -> tup
     return tissue, organs
 
 
-def _scan(image: FloatArray, hospital: Hospital, rng: np.random.Generator) -> Array:
+def scan_image(image: FloatArray, hospital: Hospital, rng: np.random.Generator) -> Array:
     """The image as this hospital's scanner gives it: int16."""
     sigma = [hospital.kernel_mm / 2.355 / spacing for spacing in hospital.spacing_zyx_mm]
     noisy = image + rng.normal(0, hospital.noise_hu, image.shape)

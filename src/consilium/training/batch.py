@@ -9,9 +9,10 @@ from torch import Tensor
 
 from consilium.geometry.crop import Box, crop_or_pad
 from consilium.geometry.volume import Grid
-from consilium.inference.preprocess import to_channels
+from consilium.inference.preprocess import to_channels, to_prior_channels
 from consilium.training.augment import Augmentation, Change, apply_change, choose_change, swap_sides
 from consilium.training.data import PreparedCase, unpack_structures
+from consilium.training.earlier_day import earlier_day
 from consilium.types import Array, Shape, Triple
 
 FOREGROUND_SHARE = 0.5
@@ -51,6 +52,7 @@ class BatchRecipe:
         augmentation: Ranges of the random changes.
         seed: Of all randomness here.
         focus: Per structure, how much it draws the middles of patches; empty: all alike.
+        adaptation: Whether channels of an earlier day stand behind the image's own.
     """
 
     structures: int
@@ -61,6 +63,7 @@ class BatchRecipe:
     augmentation: Augmentation
     seed: int
     focus: tuple[float, ...] = ()
+    adaptation: bool = False
 
 
 def make_batch(recipe: BatchRecipe, cases: Sequence[PreparedCase], step: int) -> Batch:
@@ -112,7 +115,11 @@ def _make_sample(
     masks, known = unpack_structures(new_bits, recipe.structures), case.known
     if change.mirror:
         masks, known = swap_sides(masks, recipe.mirror), swap_sides(known, recipe.mirror)
-    return to_channels(torch.from_numpy(new_image), recipe.windows), masks, known, case.case_id
+    channels = to_channels(torch.from_numpy(new_image), recipe.windows)
+    if recipe.adaptation:
+        prior = earlier_day(new_image, masks, known, spacing_zyx_mm=spacing, rng=rng)
+        channels = torch.cat([channels, to_prior_channels(prior, recipe.windows)])
+    return channels, masks, known, case.case_id
 
 
 def _choose_middle(

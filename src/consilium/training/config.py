@@ -31,6 +31,8 @@ class TrainingConfig:
         crop: ``"body"`` cuts air away, ``"none"`` does not, ``"auto"``: body for CT.
         scale_weights: Weight of the loss at each scale, finest first; empty: the finest only.
         learned_weights: Learn the weights of as many scales as `scale_weights` has.
+        adaptation: Train a network that refines the contours of an earlier day: it also takes the earlier
+            image and its structures, made from each case by random deformations.
         dropout: Of channels, in [0, 1).
         rate: Highest learning rate of AdamW.
         head_rate: The same for the heads. From the prior to certainty a logit must rise by about eight, and
@@ -62,6 +64,7 @@ class TrainingConfig:
     crop: str = "auto"
     scale_weights: tuple[float, ...] = ()
     learned_weights: bool = False
+    adaptation: bool = False
     dropout: float = 0.0
     rate: float = 2e-3
     head_rate: float = 0.1

@@ -129,6 +129,7 @@ def build_recipe(plan: Plan, config: TrainingConfig, training: Sequence[Prepared
         mirror=plan.mirror,
         augmentation=config.augmentation,
         seed=config.seed,
+        adaptation=plan.takes_prior,
         focus=tuple(1.0 / max(1, int(count)) for count in present),
     )
 

@@ -53,6 +53,11 @@ class Plan:
                 f"plan: batch must be at least 1, and 1 for whole volumes; got {self.batch}."
             )
 
+    @property
+    def takes_prior(self) -> bool:
+        """Whether the network is one for adaptation."""
+        return self.network.in_channels != self.preprocessing.channels
+
     def network_for(self, *, bf16: bool) -> NetworkConfig:
         """The network as this machine should compute it."""
         return replace(self.network, bf16=bf16)

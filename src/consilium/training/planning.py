@@ -14,6 +14,7 @@ from consilium.errors import ConfigurationError, MemoryPlanError
 from consilium.geometry.volume import Grid
 from consilium.inference.device import has_fast_bf16
 from consilium.inference.memory import predict_training_bytes
+from consilium.inference.model import channels_with_prior
 from consilium.inference.preprocess import (
     CT_WINDOWS,
     OTHER_WINDOWS,
@@ -138,7 +139,7 @@ def measure_step_s(plan: Plan, config: TrainingConfig, device: torch.device, *, 
     state = start_training(plan, config, [0.01] * len(plan.structures), device=device)
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(
-        (plan.batch, plan.preprocessing.channels, *shape), generator=generator, dtype=torch.float32
+        (plan.batch, plan.network.in_channels, *shape), generator=generator, dtype=torch.float32
     )
     reference = torch.zeros((plan.batch, len(plan.structures), *shape), dtype=torch.bool)
     reference[..., : shape[0] // 2, : shape[1] // 2, : shape[2] // 2] = True
@@ -216,7 +217,9 @@ def _choose_network(
     heads = max(1, len(config.scale_weights))
     shared = NetworkConfig(
         kind=config.network,
-        in_channels=preprocessing.channels,
+        in_channels=channels_with_prior(preprocessing.channels, len(structures))
+        if config.adaptation
+        else preprocessing.channels,
         out_channels=len(structures),
         channels=channels[:scales],
         resampling=steps[1:] if squeeze else steps,

@@ -14,7 +14,8 @@ from consilium.inference.model import Model
 from consilium.inference.postprocess import keep_largest_component
 from consilium.inference.preprocess import map_to_grid
 from consilium.metrics.overlap import dice
-from consilium.training.data import PreparedCase
+from consilium.training.data import PreparedCase, unpack_structures
+from consilium.training.earlier_day import earlier_day
 from consilium.types import Progress, no_progress
 
 
@@ -71,7 +72,14 @@ def compute_dice(
     """Predict every case as a whole and compare on its image's own grid."""
     table, promised = [], []
     for done, case in enumerate(cases):
-        probability = probabilities_of_image(model, np.ascontiguousarray(case.image[:]))
+        image = np.ascontiguousarray(case.image[:])
+        prior = None
+        if model.description.takes_prior:
+            masks = unpack_structures(case.bits[:], len(model.structures))
+            # The same earlier day at every validation, another one for every case.
+            rng = np.random.default_rng([*case.case_id.encode()])
+            prior = earlier_day(image, masks, case.known, spacing_zyx_mm=case.grid.spacing_zyx_mm, rng=rng)
+        probability = probabilities_of_image(model, image, prior)
         row, promises = [], []
         for s, name in enumerate(model.structures):
             if not case.known[s]:

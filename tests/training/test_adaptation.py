@@ -1,0 +1,77 @@
+"""Training a network for adaptation, and what it does with an earlier day."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from consilium.adaptation.deformation import Deformation
+from consilium.adaptation.propagate import StructureShape
+from consilium.adaptation.refine import refine
+from consilium.errors import ConfigurationError
+from consilium.inference.contour import contour_volume
+from consilium.inference.model import Model, load_model
+from consilium.inference.preprocess import Prior
+from consilium.inference.sliding_window import predict_windows
+from consilium.inference.whole_volume import predict_whole
+from consilium.metrics.overlap import dice
+from consilium.training.earlier_day import earlier_day
+from consilium.training.start import train_dataset
+from tests.training.small_dataset import Budget, small_case, small_config, small_dataset
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    dataset = small_dataset(tmp_path_factory.mktemp("data") / "dataset")
+    folder: Path = tmp_path_factory.mktemp("runs") / "run"
+    train_dataset(dataset, folder, small_config(adaptation=True), Budget(steps=50))
+    return load_model(folder)
+
+
+def test_the_earlier_day_is_the_same_patient_a_little_elsewhere() -> None:
+    rng = np.random.default_rng(0)
+    image = np.full((20, 40, 40), -90, np.int16)
+    masks = np.zeros((2, 20, 40, 40), bool)
+    masks[:, 6:14, 12:28, 12:28] = True
+    image[masks[0]] = 40
+    known = np.array([True, False])
+    prior = earlier_day(image, masks, known, spacing_zyx_mm=(3, 3, 3), rng=rng)
+    again = earlier_day(image, masks, known, spacing_zyx_mm=(3, 3, 3), rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(prior.image, again.image)
+    assert not prior.masks[1].any(), "a structure that is not known was not drawn"
+    assert 0.6 < dice(masks[0], prior.masks[0] > 0.5) < 1
+    inside, outside = prior.image[prior.masks[0] > 0.9], prior.image[prior.masks[0] < 0.1]
+    assert inside.mean() - outside.mean() == pytest.approx(130, abs=15), "image and structure move together"
+
+
+def test_a_network_for_adaptation_knows_what_it_is(model: Model) -> None:
+    assert model.description.takes_prior
+    assert model.description.network.in_channels == 2 * model.preprocessing.channels + 2
+    with pytest.raises(ConfigurationError, match="consilium adapt --model"):
+        list(contour_volume(model, small_case(5).image))
+
+
+def test_the_network_follows_its_prior_and_the_image(model: Model) -> None:
+    case = small_case(77)
+    grid = case.image.grid
+    truth = {a.structure: a.mask().astype(bool) for a in case.annotations if a.mask is not None}
+    shapes = {name: StructureShape.of(mask, grid) for name, mask in truth.items()}
+    known = {name: shape for name, shape in shapes.items() if shape is not None}
+    field = np.zeros((3, *grid.shape_zyx), np.float32)
+    field[1] = 4.0
+    off = Deformation(field, grid, np.eye(4))
+    found = refine(model, case.image, case.image, off, {"Bladder": known["Bladder"]})
+    assert found.source == "refined"
+    assert set(found.probability) == {"Bladder"}, "what was not drawn is not made up"
+    carried = known["Bladder"].carried(off, grid)
+    refined = dice(truth["Bladder"], found.mask("Bladder", carried, grid))
+    assert refined > dice(truth["Bladder"], carried) + 0.02
+
+
+def test_windows_see_the_same_prior_as_a_whole_pass(model: Model) -> None:
+    rng = np.random.default_rng(1)
+    image = rng.integers(-100, 100, (16, 24, 24)).astype(np.int16)
+    prior = Prior(image=image.astype(np.float32), masks=rng.random((2, 16, 24, 24), dtype=np.float32))
+    whole = predict_whole(model, image, prior)
+    # A window as large as the image is the whole pass.
+    np.testing.assert_allclose(predict_windows(model, image, (16, 24, 24), prior=prior), whole, atol=1e-5)
