@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"geometry"},
     "phantoms": {"geometry"},
     "importers": {"geometry", "cases"},
-    "exporters": {"geometry", "cases"},
+    "exporters": {"geometry", "cases", "standards"},
     "radiomics": {"geometry", "cases"},
     "audit": {"geometry", "cases", "importers", "standards"},
     "inference": {"geometry", "cases", "networks"},

@@ -42,6 +42,19 @@ def test_masks_come_back_through_a_seg_on_an_oblique_series(tmp_path: Path, over
     assert seg.FrameOfReferenceUID == draft.private["series"]["FrameOfReferenceUID"]
 
 
+def test_segments_of_standard_names_are_coded_and_others_are_not_guessed(tmp_path: Path) -> None:
+    write_noise(tmp_path / "ct", grid(SHAPE, (2.5, 1.0, 1.0)))
+    draft = find_sources(tmp_path).sources[0].read(no_progress)
+    _, (_, mask) = masks(overlap=False)
+    named = [("Parotid_L", mask), ("something else", np.roll(mask, -3, axis=0))]
+    export_seg(tmp_path / "seg.dcm", named, draft.image.grid, draft.private)
+    parotid, other = hd.seg.segread(tmp_path / "seg.dcm").SegmentSequence[-2:]
+    kind = parotid.SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodingSchemeDesignator, kind.CodeValue) == ("SCT", "45289007")
+    assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
+    assert other.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
+
+
 def test_a_seg_of_another_frame_of_reference_or_grid_is_refused(tmp_path: Path) -> None:
     write_noise(tmp_path / "ct", grid(SHAPE, (2.5, 1.0, 1.0)))
     draft = find_sources(tmp_path).sources[0].read(no_progress)

@@ -134,6 +134,15 @@ def test_an_export_is_unapproved_automatic_and_names_its_model(tmp_path: Path) -
     assert dataset.SeriesInstanceUID != "1.2.840.99.2"
 
 
+def test_observations_of_standard_names_are_coded_and_others_are_not_guessed(tmp_path: Path) -> None:
+    coded = export_one(tmp_path, name="Parotid_L").RTROIObservationsSequence[0]
+    (identification,) = coded.RTROIIdentificationCodeSequence
+    assert (identification.CodingSchemeDesignator, identification.CodeValue) == ("SCT", "45289007")
+    assert identification.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
+    other = export_one(tmp_path, name="something else").RTROIObservationsSequence[0]
+    assert "RTROIIdentificationCodeSequence" not in other
+
+
 def test_every_contour_names_the_image_it_lies_on(tmp_path: Path) -> None:
     dataset = export_one(tmp_path)
     target = grid((9, 26, 34), (3.0, 1.0, 1.0))

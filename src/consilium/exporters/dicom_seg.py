@@ -22,6 +22,7 @@ import consilium
 from consilium.cases.files import write_atomically
 from consilium.errors import DataError
 from consilium.geometry.volume import Grid
+from consilium.standards.codes import Code, code_of
 from consilium.types import Array
 
 SLICE_MATCH_MM = 0.05
@@ -109,14 +110,23 @@ def _describe(number: int, name: str, algorithm: str) -> SegmentDescription:
         family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
         version=consilium.__version__,
     )
-    return SegmentDescription(
+    codes = code_of(name)
+    description = SegmentDescription(
         segment_number=number,
         segment_label=name[:LO],
-        segmented_property_category=TISSUE,
-        segmented_property_type=TISSUE,
+        segmented_property_category=TISSUE if codes is None else _concept(codes.category),
+        segmented_property_type=TISSUE if codes is None else _concept(codes.kind),
         algorithm_type=Kinds.AUTOMATIC if algorithm else Kinds.MANUAL,
         algorithm_identification=identification if algorithm else None,
     )
+    if codes is not None and codes.laterality is not None:
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(codes.laterality)]
+    return description
+
+
+def _concept(code: Code) -> CodedConcept:
+    return CodedConcept(code.value, code.scheme, code.meaning)
 
 
 def _instances(record: Mapping[str, Any], grid: Grid) -> list[tuple[int, str]]:

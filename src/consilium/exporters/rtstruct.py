@@ -21,6 +21,7 @@ from consilium.exporters.dicom_reference import SeriesReference
 from consilium.exporters.string_limits import check_strings
 from consilium.geometry.outlines import polygons_from_mask
 from consilium.geometry.volume import Grid
+from consilium.standards.codes import Code, code_of
 from consilium.types import Array, Mask
 
 CONTOUR_DATA = Tag(0x3006, 0x0050)
@@ -138,7 +139,8 @@ def export_rtstruct(
         GeometryError: If no contour lies on a slice of the series.
 
     Source:
-        DICOM PS3.3 A.19, C.8.8.5, C.8.8.6, C.8.8.8; keyholes: C.8.8.6.3.
+        DICOM PS3.3 A.19, C.8.8.5, C.8.8.6, C.8.8.8 (SNOMED CT codes where the name is TG-263's and its code is
+        sure); keyholes: C.8.8.6.3.
     """
     moment = created or datetime.now()
     frame = reference.frame_of_reference_uid or _uid()
@@ -259,12 +261,20 @@ def _roi_contour(roi: Roi, number: int, contours: list[Dataset]) -> Dataset:
 
 def _observation(roi: Roi, number: int) -> Dataset:
     by_name = next((kind for kind in TARGETS if roi.name.upper().startswith(kind)), "ORGAN")
-    return _of(
-        ObservationNumber=number,
-        ReferencedROINumber=number,
-        RTROIInterpretedType=roi.interpreted_type or by_name,
-        ROIInterpreter="",
-    )
+    item = _of(ObservationNumber=number, ReferencedROINumber=number)
+    codes = code_of(roi.name)
+    if codes is not None:
+        identification = _code(codes.kind)
+        if codes.laterality is not None:
+            identification.SegmentedPropertyTypeModifierCodeSequence = [_code(codes.laterality)]
+        item.RTROIIdentificationCodeSequence = [identification]
+    item.RTROIInterpretedType = roi.interpreted_type or by_name
+    item.ROIInterpreter = ""
+    return item
+
+
+def _code(code: Code) -> Dataset:
+    return _of(CodeValue=code.value, CodingSchemeDesignator=code.scheme, CodeMeaning=code.meaning)
 
 
 def _contours(
