@@ -139,8 +139,8 @@ def export_rtstruct(
         GeometryError: If no contour lies on a slice of the series.
 
     Source:
-        DICOM PS3.3 A.19, C.8.8.5, C.8.8.6, C.8.8.8 (SNOMED CT codes where the name is TG-263's and its code is
-        sure); keyholes: C.8.8.6.3.
+        DICOM PS3.3 A.19, C.8.8.5, C.8.8.6, C.8.8.8 (SNOMED CT codes where the name is TG-263's and its code
+        is sure); keyholes: C.8.8.6.3.
     """
     moment = created or datetime.now()
     frame = reference.frame_of_reference_uid or _uid()
