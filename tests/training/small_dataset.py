@@ -64,7 +64,14 @@ def small_dataset(folder: Path, cases: int = 5) -> Dataset:
 
 def small_config(**changes: object) -> TrainingConfig:
     """Settings that learn the balls in some dozen steps."""
-    values: dict[str, object] = {"channels": (8, 16), "rate": 1e-2, "crop": "none", "watch": "off", **changes}
+    values: dict[str, object] = {
+        "network": "unet3d",
+        "channels": (8, 16),
+        "rate": 1e-2,
+        "crop": "none",
+        "watch": "off",
+        **changes,
+    }
     return TrainingConfig(**values)  # type: ignore[arg-type]
 
 

@@ -1,12 +1,14 @@
 """The plan follows the data and the memory, and says why."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.live_tensors import peak_live_bytes
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
 from consilium.errors import ConfigurationError, DatasetError, MemoryPlanError
@@ -60,18 +62,19 @@ def test_small_images_are_trained_whole_on_their_own_grid(dataset: Dataset) -> N
 
 
 def test_a_plan_survives_json(dataset: Dataset) -> None:
-    for config in (TrainingConfig(), TrainingConfig(network="iunet", mode="patch")):
+    for config in (TrainingConfig(), TrainingConfig(network="unet3d", mode="patch")):
         plan = make_plan(dataset, config, memory_bytes=8 * GIB, device=CPU)
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_anisotropic_grids_are_halved_in_the_plane_first(tmp_path: Path) -> None:
     dataset = large_dataset(tmp_path / "data", 30.0)
-    plan = make_plan(
-        dataset, TrainingConfig(spacing_zyx_mm=(3.0, 1.0, 1.0)), memory_bytes=64 * GIB, device=CPU
-    )
-    assert plan.network.resampling[0] == (1, 2, 2)
-    assert plan.network.kernels[0] == (1, 3, 3)
+    for network in ("unet3d", "iunet"):
+        config = TrainingConfig(network=network, spacing_zyx_mm=(3.0, 1.0, 1.0))
+        made = make_plan(dataset, config, memory_bytes=64 * GIB, device=CPU).network
+        first = made.resampling[0] if network == "unet3d" else made.stem_stride
+        assert first == (1, 2, 2)
+        assert made.kernels[0] == ((1, 3, 3) if network == "unet3d" else (3, 3, 3))
 
 
 def test_large_volumes_get_a_coarser_grid_unless_a_structure_is_small(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_large_volumes_get_a_coarser_grid_unless_a_structure_is_small(tmp_path: 
 
 def test_little_memory_gives_checkpointing_then_patches_then_an_error(tmp_path: Path) -> None:
     dataset = large_dataset(tmp_path / "data", 30.0)
-    config = TrainingConfig(crop="none")
+    config = TrainingConfig(network="unet3d", crop="none")
     plenty = make_plan(dataset, config, memory_bytes=64 * GIB, device=CPU)
     whole = plenty.predicted_bytes
     lean = make_plan(dataset, config, memory_bytes=int(whole * 0.9), device=CPU)
@@ -108,6 +111,28 @@ def test_whole_volumes_that_do_not_fit_are_refused_with_what_would(tmp_path: Pat
     config = TrainingConfig(crop="none", mode="whole", spacing_zyx_mm=(3.0, 1.0, 1.0))
     with pytest.raises(MemoryPlanError, match=r"64 × 256 × 256 .*patches of .*--mode patch"):
         make_plan(dataset, config, memory_bytes=GIB // 2, device=CPU)
+
+
+@pytest.mark.parametrize("network", ["iunet", "unet3d"])
+def test_a_volume_that_cannot_fit_is_refused_before_anything_is_allocated(
+    network: str, tmp_path: Path
+) -> None:
+    dataset = large_dataset(tmp_path / "data", 30.0)
+    config = TrainingConfig(network=network, crop="none", mode="whole", spacing_zyx_mm=(3.0, 1.0, 1.0))
+    refused: list[MemoryPlanError] = []
+
+    def refuse() -> None:
+        with pytest.raises(MemoryPlanError) as caught:
+            make_plan(dataset, config, memory_bytes=GIB // 4, device=CPU)
+        refused.append(caught.value)
+
+    taken = peak_live_bytes(refuse)
+    message = str(refused[0])
+    needed = float(re.search(rf"{network} needs ([0-9.]+) GiB", message)[1])  # type: ignore[index]
+    assert needed > 0.25
+    assert taken < 0.01 * needed * GIB
+    for helps in ("--mode patch", "squeeze stem and 3 scales", "--spacing"):
+        assert helps in message
 
 
 def test_the_invertible_network_needs_less_than_the_unet(dataset: Dataset) -> None:

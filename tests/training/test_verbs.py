@@ -66,6 +66,8 @@ def test_pack_evaluate_and_contour_agree(dataset: Dataset, run: Path, tmp_path: 
     page = (tmp_path / "evaluation" / "evaluation.html").read_text()
     assert "data:image/png" in page
     assert "surface" in page
+    assert "The worst of each structure" in page
+    assert "Bladder, lowest Dice first" in page
 
     unseen = small_case(77)
     write_nifti(tmp_path / "ct.nii.gz", unseen.image)

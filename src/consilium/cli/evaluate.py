@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,9 @@ from consilium.training.evaluation import (
 )
 from consilium.training.run_folder import open_run
 
-PICTURED_CASES = 4
+PICTURED_CASES = 3
+"""Of each structure: the cases with the lowest Dice."""
+
 WORK = 5
 """The first figures compare contours; those after them are volumes."""
 BANDS = 5
@@ -72,11 +75,11 @@ def evaluate(
     model = load_model(run)
     case_ids = _chosen_cases(run, opened.case_ids, split)
     rows: list[Compared] = []
-    pictures: list[tuple[float, str, bytes]] = []
+    worst: dict[str, list[tuple[float, Panel]]] = {name: [] for name in model.structures}
     with progress_bar() as progress:
         for masks, compared in evaluate_cases(model, opened, case_ids, reader=reader, progress=progress):
             rows.extend(compared)
-            _keep_worst(pictures, masks, compared)
+            _keep_worst(worst, masks, compared)
     summaries = summarise(rows, model.structures)
     out.mkdir(parents=True, exist_ok=True)
     table = _case_table(rows)
@@ -90,10 +93,15 @@ def evaluate(
             blocks=[_summary_table(summaries), Text(text=DEFINITIONS), _volume_table(summaries)],
         ),
         Section(
-            title=f"The {len(pictures)} worst cases",
+            title="The worst of each structure",
             blocks=[
-                Figure(caption=f"{case_id}: reference dashed, prediction drawn through.", png=png)
-                for _, case_id, png in pictures
+                Figure(
+                    caption=f"{name}, lowest Dice first: reference dashed, prediction drawn through, in the "
+                    "slice where they differ most.",
+                    png=_draw([panel for _, panel in found]),
+                )
+                for name, found in worst.items()
+                if found
             ],
         ),
         Section(title="Doubt", blocks=[reliability(rows), Text(text=DOUBT)]),
@@ -112,15 +120,20 @@ def evaluate(
 
 
 def _keep_worst(
-    pictures: list[tuple[float, str, bytes]], masks: CaseMasks, compared: Sequence[Compared]
+    worst: dict[str, list[tuple[float, Panel]]], masks: CaseMasks, compared: Sequence[Compared]
 ) -> None:
-    """Draw a case if it is among the worst so far by mean Dice; the others are forgotten."""
-    measured = [row.figures.dice for row in compared if row.figures.dice == row.figures.dice]
-    mean = float(np.mean(measured)) if measured else math.inf
-    if len(pictures) < PICTURED_CASES or mean < pictures[-1][0]:
-        pictures.append((mean, masks.case_id, draw_case(masks)))
-        pictures.sort(key=lambda kept: kept[0])
-        del pictures[PICTURED_CASES:]
+    """Put a case's structures among the worst so far, lowest Dice first; the others are forgotten."""
+    drawn = None
+    for row in compared:
+        dice, found = row.figures.dice, worst[row.structure]
+        if dice != dice or (len(found) == PICTURED_CASES and dice >= found[-1][0]):
+            continue
+        drawn = drawn or _panels(masks)
+        panel = drawn[row.structure]
+        title = f"{masks.case_id}, Dice {dice:.3f}, {panel.title.removeprefix(row.structure + ', ')}"
+        found.append((dice, replace(panel, title=title)))
+        found.sort(key=lambda kept: kept[0])
+        del found[PICTURED_CASES:]
 
 
 def scanner_of(case: Case) -> str:
@@ -131,23 +144,34 @@ def scanner_of(case: Case) -> str:
 
 def draw_case(masks: CaseMasks) -> bytes:
     """One axial slice per structure: the one on which the two contours differ most."""
-    panels = []
+    return _draw(list(_panels(masks).values()))
+
+
+def _panels(masks: CaseMasks) -> dict[str, Panel]:
     volume, turn = masks.image.to_canonical()
     spacing = volume.grid.spacing_zyx_mm
+    panels = {}
     for name, reference in masks.references.items():
         truth, ours = turn.apply(reference), turn.apply(masks.predictions[name])
         differing = (truth ^ ours).sum(axis=(1, 2))
         z = int(np.argmax(differing if differing.any() else truth.sum(axis=(1, 2))))
-        panels.append(
-            Panel(
-                title=f"{name}, slice {z + 1} of {len(differing)}",
-                image=volume.array[z],
-                outlines={f"{name} (reference)": truth[z], name: ours[z]},
-                spacing_yx=(spacing[1], spacing[2]),
-                dashed=frozenset({f"{name} (reference)"}),
-            )
+        panels[name] = Panel(
+            title=f"{name}, slice {z + 1} of {len(differing)}",
+            # Copies: views would keep whole volumes alive.
+            image=volume.array[z].copy(),
+            outlines={f"{name} (reference)": truth[z].copy(), name: ours[z].copy()},
+            spacing_yx=(spacing[1], spacing[2]),
+            dashed=frozenset({f"{name} (reference)"}),
         )
-    colours = {label: "#e6194b" if label in masks.references else "#3cb44b" for label in _labels(panels)}
+    return panels
+
+
+def _draw(panels: Sequence[Panel]) -> bytes:
+    colours = {
+        label: "#e6194b" if label in panel.dashed else "#3cb44b"
+        for panel in panels
+        for label in panel.outlines
+    }
     return draw_panels(panels, colours=colours)
 
 
@@ -173,10 +197,6 @@ DOUBT = (
     "The expected Dice (one minus the doubt) comes from the probabilities alone and was calibrated on the "
     "validation patients of the training; on those very patients it looks better than it is."
 )
-
-
-def _labels(panels: list[Panel]) -> list[str]:
-    return [label for panel in panels for label in panel.outlines]
 
 
 def _chosen_cases(run: Path, known: tuple[str, ...], split: str) -> tuple[str, ...]:

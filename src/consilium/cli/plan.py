@@ -16,7 +16,7 @@ from consilium.training.start import split_labelled
 
 def plan(
     dataset: Annotated[Path, typer.Argument(help="Dataset to plan for.")],
-    network: Annotated[str, typer.Option(help="unet3d or iunet (invertible, lean in memory).")] = "unet3d",
+    network: Annotated[str, typer.Option(help="iunet (invertible, lean in memory) or unet3d.")] = "iunet",
     structures: Annotated[str, typer.Option(help="Names, separated by commas; all by default.")] = "",
     spacing: Annotated[str, typer.Option(help="Grid in mm as z,y,x; the plan's choice by default.")] = "",
     mode: Annotated[str, typer.Option(help="whole, patch or auto.")] = "auto",

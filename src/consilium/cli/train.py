@@ -26,7 +26,7 @@ DEFAULT_EPOCHS = 200
 def train(
     dataset: Annotated[Path, typer.Argument(help="Dataset to learn from.")],
     run: Annotated[Path, typer.Argument(help="Folder of the run: new, or with --resume an interrupted one.")],
-    network: Annotated[str, typer.Option(help="unet3d or iunet (invertible, lean in memory).")] = "unet3d",
+    network: Annotated[str, typer.Option(help="iunet (invertible, lean in memory) or unet3d.")] = "iunet",
     structures: Annotated[str, typer.Option(help="Names, separated by commas; all by default.")] = "",
     minutes: Annotated[float | None, typer.Option(help="Train for so many minutes.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Train for so many epochs.")] = None,

@@ -83,8 +83,8 @@ def compute_weight_gradient(grad: Tensor, image: Tensor, weight: Tensor, stride:
 def _outer(typing: Any, places: Any, counts: Any, steps: Any, channels: Any, vectors: Any) -> Any:
     """Add to (channels, vectors * LANES) sums the products over ``counts`` (rows, voxels).
 
-    ``places`` are the addresses of image, gradient and sums; ``steps`` are, in floats, from row to row of image
-    and gradient, from voxel to voxel of image and gradient, and from channel to channel of the sums.
+    ``places`` are the addresses of image, gradient and sums; ``steps`` are, in floats, from row to row of the
+    image and of the gradient, from voxel to voxel of both, and from channel to channel of the sums.
     """
     if not isinstance(channels, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
         return None

@@ -21,7 +21,7 @@ class TrainingConfig:
     Args:
         structures: What to learn, in order; empty: everything that is contoured in at least one case.
         reader: Whose contours; None: each case's first reader who is not derived.
-        network: ``"unet3d"`` or ``"iunet"``.
+        network: ``"iunet"`` (invertible, lean in memory) or ``"unet3d"``.
         stem: See `consilium.networks.config.NetworkConfig`.
         channels: Per scale; empty: the plan's choice.
         mode: ``"whole"`` volumes, ``"patch"``, or ``"auto"``: whole where the memory allows.
@@ -54,7 +54,7 @@ class TrainingConfig:
 
     structures: tuple[str, ...] = ()
     reader: str | None = None
-    network: str = "unet3d"
+    network: str = "iunet"
     stem: str = "squeeze"
     channels: tuple[int, ...] = ()
     mode: str = "auto"
