@@ -47,7 +47,8 @@ def test_the_study_writes_one_page(dataset: Dataset, tmp_path: Path) -> None:
     page = (tmp_path / "study" / "study.html").read_text()
     for arm in ARMS:
         assert arm.name in page
-    assert page.count("data:image/png") >= 6
+    assert page.count("data:image/png") >= 4
+    assert page.count('<svg class="chart"') == 2
     with pytest.raises(ConfigurationError, match="other settings"):
         study(dataset.folder, tmp_path / "study", steps=2, seeds=1, structures="Bladder")
 

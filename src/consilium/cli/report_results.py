@@ -36,7 +36,7 @@ def result_sections(run: Path, evaluations: Sequence[Path]) -> list[Section]:
     for name, record in records.items():
         title = "Results" if len(records) == 1 else f"Results: {name}"
         definitions = Text(text=str(record.get("definitions", "")), kind="note")
-        sections.append(Section(title=title, blocks=[_summary(record), definitions]))
+        sections.append(Section(title=title, blocks=[*_summary(record), definitions]))
     groups = _groups(records)
     if len({group for group, _ in groups}) > 1:
         sections.append(Section(title="Per site", blocks=_per_group(groups, by_site=len(records) > 1)))
@@ -109,23 +109,28 @@ def _no_results(run: Path) -> Blocks:
     return [Text(text=text, kind="warning")]
 
 
-def _summary(record: Mapping[str, Any]) -> TableBlock:
-    columns = ["structure", "cases"]
-    for _, title in SHOWN:
-        columns += [title, "95 % interval"]
-    columns += ["nothing predicted", "predicted though absent"]
-    rows = []
-    for name, summary in record["structures"].items():
-        row: list[object] = [name, summary["cases"]]
-        for field, _ in SHOWN:
+def _summary(record: Mapping[str, Any]) -> Blocks:
+    """Overlap with the counts, and distances with the work left: two tables that fit on paper."""
+    counts = ("empty_prediction", "empty_reference")
+    return [
+        _table(record, "Overlap, means over patients", SHOWN[:2], counts),
+        _table(record, "Distances and work left, means over patients", SHOWN[2:], ()),
+    ]
+
+
+def _table(
+    record: Mapping[str, Any], title: str, figures: Sequence[tuple[str, str]], counts: Sequence[str]
+) -> TableBlock:
+    names = {"empty_prediction": "nothing predicted", "empty_reference": "predicted though absent"}
+    columns = ["structure", "cases", *(c for _, name in figures for c in (name, "95 % interval"))]
+    rows: list[list[object]] = []
+    for structure, summary in record["structures"].items():
+        row: list[object] = [structure, summary["cases"]]
+        for field, _ in figures:
             figure = summary["figures"].get(field, {})
-            low, high = figure.get("low"), figure.get("high")
-            row += [
-                figure.get("estimate"),
-                format_range(low, high),
-            ]
-        rows.append([*row, summary["empty_prediction"], summary["empty_reference"]])
-    return TableBlock(title="Means over patients", columns=columns, rows=rows)
+            row += [figure.get("estimate"), format_range(figure.get("low"), figure.get("high"))]
+        rows.append([*row, *(summary[count] for count in counts)])
+    return TableBlock(title=title, columns=[*columns, *(names[count] for count in counts)], rows=rows)
 
 
 def _pictures(evaluation: Path, wanted: Sequence[str]) -> list[Figure]:
