@@ -60,6 +60,9 @@ class Reason:
     value: float = math.nan
 
 
+NO_REASON = Reason(structure="", message="", score=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Look:
     """What the list shows of one case: its record, and its reasons; None while they are being computed."""
@@ -99,12 +102,14 @@ def volume_outliers(cases: Iterable[Case]) -> dict[str, list[Reason]]:
         logs = np.log([volume for *_, volume in entries])
         middle = float(np.median(logs))
         spread = float(np.median(np.abs(logs - middle))) / MAD_TO_SIGMA
+        strongest: dict[str, Reason] = {}
         for (case_id, reader, volume), log in zip(entries, logs, strict=True):
             z = abs(log - middle) / spread if spread > 0 else 0.0
             if z > OUTLIER_ROBUST_Z:
                 message = f"{volume:.1f} cm³ where the median is {math.exp(middle):.1f} cm³"
                 score = min(1.0, z / (2 * OUTLIER_ROBUST_Z))
-                reasons.setdefault(case_id, []).append(
+                strongest[case_id] = max(
+                    strongest.get(case_id, NO_REASON),
                     Reason(
                         structure=structure,
                         message=message,
@@ -112,8 +117,11 @@ def volume_outliers(cases: Iterable[Case]) -> dict[str, list[Reason]]:
                         kind=Kind.VOLUME,
                         readers=(reader,),
                         value=volume / math.exp(middle),
-                    )
+                    ),
+                    key=lambda reason: reason.score,
                 )
+        for case_id, reason in strongest.items():
+            reasons.setdefault(case_id, []).append(reason)
     return reasons
 
 

@@ -106,7 +106,8 @@ export function showSources() {
   $("export").classList.toggle("primary", decided > 0 && decided === view.structures.length);
 }
 
-export async function select(source) {
+// `stay`: where somebody has begun to look round while the page was loading, the image stays where it is.
+export async function select(source, stay = () => false) {
   if (correcting()?.dirty && source !== view.selected) return say("Save the correction (c) or undo it (z) before choosing another contour.", true);
   if (source !== view.selected) stopCorrecting();
   view.selected = source;
@@ -119,7 +120,7 @@ export async function select(source) {
   if (view.selected !== source) return null;
   const { start, stop } = source.mask ?? {};
   if (source.state === "absent") say(`${source.structure} is said to be absent: accept that, or draw it with the brush (b).`);
-  if (start && source.mask.bytes.length) view.position = start.map((s, k) => Math.floor((s + stop[k] - 1) / 2));
+  if (start && source.mask.bytes.length && !stay()) view.position = start.map((s, k) => Math.floor((s + stop[k] - 1) / 2));
   const other = comparable().find((s) => s.structure === source.structure && s !== source && !s.derived);
   if (other && source.state === "contoured") await compareTwo(source, other);
   else $("agreement").replaceChildren("Nobody else contoured this structure.");

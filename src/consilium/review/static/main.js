@@ -182,11 +182,12 @@ $("add").addEventListener("change", () => {
 });
 
 async function begin() {
+  const opened = [...view.position];
   await slice("axial", view.position[0]).catch(() => {});  // the image first, then what lies on it
   const wanted = new URLSearchParams(location.search);
   const first = nextOpen() ?? view.sources[0];
   if (wanted.get("structure")) await lookAt(wanted.get("structure"), wanted.get("reader"), wanted.get("other"));
-  else if (first) await select(first);
+  else if (first) await select(first, () => view.position.some((at, k) => at !== opened[k]));
   await loadVisible();
 }
 
