@@ -194,6 +194,8 @@ def _status_page(queue: Any, folder: Path, port: int) -> Iterator[str]:
         listener.bind(("127.0.0.1", port))
     except OSError as error:
         raise ConfigurationError(f"page_port: must be free; {port} is not. Take another, or 0.") from error
+    # The address is told at once: who opens it before the server runs waits instead of being refused.
+    listener.listen()
     port = listener.getsockname()[1]
     token = _page_token(folder / "page-token")
     app = build_status_app(queue, token=token, port=port)
