@@ -23,7 +23,11 @@ from consilium.errors import ConfigurationError
 from consilium.inference.device import has_fast_bf16
 from consilium.inference.model import Model, canonical_json
 from consilium.networks.blocks import crop, pad_to_multiple
-from consilium.networks.plain_operators import build_plain_operators, required_multiple
+from consilium.networks.plain_operators import (
+    build_plain_operators,
+    example_sizes,
+    required_multiple,
+)
 
 INSTALL = "pip install 'consilium[openvino]'"
 
@@ -55,7 +59,7 @@ def convert_network(network: nn.Module, channels: int) -> Any:
     """
     openvino = _load()
     plain = build_plain_operators(network)
-    example = torch.zeros(1, channels, *(16 * step for step in required_multiple(network)))
+    example = torch.zeros(1, channels, *example_sizes(network))
     with torch.no_grad(), warnings.catch_warnings():
         # The package traces by torch.jit, which torch calls deprecated; sizes stay free that way.
         warnings.simplefilter("ignore")

@@ -42,6 +42,13 @@ def required_multiple(network: nn.Module) -> Triple:
     return 1, 1, 1
 
 
+def example_sizes(network: nn.Module) -> Triple:
+    """Small sizes (Z, Y, X) that every scale of the network takes, to export it with."""
+    assert isinstance(network, IUNet | UNet3d)
+    first, second, third = as_three(network.config.total_stride)
+    return 2 * first, 2 * second, 2 * third
+
+
 def _normed(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.instance_norm(image, weight=weight, bias=bias, eps=EPSILON)
 
