@@ -37,7 +37,6 @@ from consilium.hospital.comparison import pool
 from consilium.hospital.local_update import Hospital
 from consilium.hospital.outcome import train_alone
 from consilium.metrics.intervals import bootstrap_mean
-from consilium.training.augment import Augmentation
 from consilium.training.config import TrainingConfig
 from consilium.training.data import PreparedCase, prepare_cases
 from consilium.training.loop import output_prior
@@ -52,7 +51,6 @@ ORGANS_BY_SITE = {
 }
 SPACING_MM = (6.0, 6.0, 6.0)
 CHANNELS = (16, 32, 64)
-RATE = 6e-3
 CROP_ZYX = (24, 32, 32)
 """The first three quarters of the steps see crops around structures: a step costs a fifth of a whole one."""
 
@@ -78,8 +76,6 @@ def build_setting(folder: Path, *, patients: int, seed: int, rounds: int, steps:
         network="iunet",
         channels=CHANNELS,
         spacing_zyx_mm=SPACING_MM,
-        rate=RATE,
-        augmentation=Augmentation(turn_deg=5.0, stretch=0.1, shift_mm=6.0),
         seed=seed,
         average=0.0,
         watch="off",

@@ -140,7 +140,7 @@ class Hospital:
             parameters=update.parameters,
             weight=update.cases,
             cases_by_structure=update.cases_by_structure,
-            metrics={**metrics, "loss": update.loss, "steps": agreed.steps_per_round},
+            metrics={**metrics, "loss": update.loss},
             control_variates=rule.control_variates(),
             memory=get_memory(state),
         )

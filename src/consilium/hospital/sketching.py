@@ -35,6 +35,7 @@ from consilium.types import Array, Progress, Shape, Triple, no_progress
 VOXELS_PER_CASE = 2000
 """Intensities taken from inside the structures of one case, before they become parts of a million."""
 
+NOT_COMPARED = ("reasons", "predicted_bytes", "memory_bytes")
 DEFAULT_MEMORY_GIB = 8.0
 SMALLEST_PRIOR = 1e-4
 
@@ -206,9 +207,11 @@ def check_plan(settings: FederationSettings, sketches: Mapping[str, Sketch]) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Reasons are words for people, and tuples and lists are the same here."""
+    """What a training depends on: not the reasons, which are words, nor predictions of memory, which may
+    differ between versions; tuples and lists are the same here.
+    """
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items() if key != "reasons"}
+        return {key: _plain(inner) for key, inner in value.items() if key not in NOT_COMPARED}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
