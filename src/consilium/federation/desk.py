@@ -80,6 +80,7 @@ class Desk:
         self._uploads = Uploads(spool, self._complain)
         self._verdicts: dict[str, tuple[int, str, str]] = {}
         self._presences: dict[str, _Presence] = {}
+        self._fetched: set[str] = set()
         self._served: set[str] = set()
         self._complaints: set[tuple[str, str]] = set()
 
@@ -124,7 +125,7 @@ class Desk:
             return {s for s, p in self._presences.items() if now - p.heard_s <= self._settings.presence_s}
 
     def list_served(self) -> set[str]:
-        """Sites that have fetched the final model."""
+        """Sites that have the final model: they asked something after its last piece was handed out."""
         return set(self._served)
 
     # --- what sites ask -------------------------------------------------------------------------------------
@@ -136,6 +137,8 @@ class Desk:
         try:
             header, body = decode_frame(request)
             ask = header.get("ask")
+            # Handed out is not arrived: the coordinator must not end while the last piece is on its way.
+            self._served |= {site} & self._fetched
             refusal = self._check_presence(site, header)
             if refusal:
                 return encode_frame({"say": "refused", "why": refusal})
@@ -226,7 +229,7 @@ class Desk:
             file.seek(offset)
             piece = file.read(length)
             if notice is self._final and not file.read(1):
-                self._served.add(site)
+                self._fetched.add(site)
         return encode_frame({"say": "piece", "offset": offset}, piece)
 
     def _answer_offer(self, site: str, header: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,8 @@ class Site:
             tensors = self._fetch_model(answer)
             if tensors is not None:
                 self.final = self._with_local(dict(Group(tensors, PARAMETERS)), int(answer["last_counted"]))
+                with contextlib.suppress(OSError):
+                    self.say_hello()
                 return Step("finished", f"{answer['rounds']} rounds are done")
             return Step("waiting", "the final model is on its way")
         if answer["say"] != "train":
