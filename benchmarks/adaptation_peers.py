@@ -14,7 +14,7 @@ ITERATIONS = (60, 50, 30)
 
 
 def bspline(planning: PreparedImage, repeat: PreparedImage, rigid: FloatArray) -> Deformation:
-    """Cubic B-splines, mean squares, LBFGS-B, three levels."""
+    """Cubic B-splines, mean squares, LBFGS, three levels."""
     import SimpleITK as itk
 
     fixed, moving = _image(repeat.grey, repeat), _image(planning.grey, repeat)
@@ -25,7 +25,8 @@ def bspline(planning: PreparedImage, repeat: PreparedImage, rigid: FloatArray) -
     method.SetMetricAsMeanSquares()
     method.SetMetricFixedMask(_image(repeat.body.astype(np.uint8), repeat))
     method.SetInterpolator(itk.sitkLinear)
-    method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-5, numberOfIterations=50)
+    # LBFGS-B does not take a mesh that grows from level to level.
+    method.SetOptimizerAsLBFGS2(numberOfIterations=50)
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2, 1, 0.7])
     method.SetInitialTransformAsBSpline(start, inPlace=True, scaleFactors=[1, 2, 4])
