@@ -158,7 +158,7 @@ class Machines:
         self.processes[name].send_signal(signal.SIGKILL)
         self.processes[name].wait()
 
-    def wait(self, *names: str, timeout_s: float = 120.0) -> None:
+    def wait(self, *names: str, timeout_s: float = 300.0) -> None:
         """Until these processes have ended well.
 
         Raises:

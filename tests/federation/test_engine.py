@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,14 +66,19 @@ def wait_for(what: str, machines: Machines, timeout_s: float = 180.0) -> None:
     raise AssertionError(f"{what} never came\n{machines.read_log('coordinator')[-2000:]}")
 
 
-def test_the_same_file_runs_simulated_and_real_with_the_same_bits(machines: Machines, tmp_path: Path) -> None:
-    machines.start_all()
-    machines.wait("coordinator", *SITES)
-    assert digest_of(machines.final) == simulated(tmp_path)
+def test_the_same_file_runs_simulated_and_real_with_the_same_bits(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, quorum=3, give_up_s=300.0)
+    machines = Machines(tmp_path / "f", settings, build_model())
+    try:
+        machines.start_all()
+        machines.wait("coordinator", *SITES, timeout_s=300)
+    finally:
+        machines.end()
+    wanted = simulated(tmp_path, settings=settings)
+    assert digest_of(machines.final) == wanted
     for site in SITES:
-        assert digest_of((machines.folder / site / "memory" / "final.safetensors").read_bytes()) == digest_of(
-            machines.final
-        )
+        own = (machines.folder / site / "memory" / "final.safetensors").read_bytes()
+        assert digest_of(own) == wanted
 
 
 def test_a_site_with_another_sites_name_is_refused(machines: Machines) -> None:
