@@ -34,13 +34,20 @@ from consilium.federation.store import MemoryStore
 MODEL = {"w": np.linspace(-1, 1, 2_000_000, dtype=np.float32)}
 TOKEN = b"a benchmark's"
 AT_A_TIME = 3
+UPDATES = 60
+"""At least so many updates arrive in every run: a peak needs some of them at the same moment."""
 
 
 def settings_for(count: int) -> FederationSettings:
-    """One round of ``count`` sites, all of them needed."""
+    """Rounds of ``count`` sites, all of them needed; few sites get more rounds."""
     sites = tuple(SiteEnrolment(name=f"site-{n}", cases=10) for n in range(count))
     return FederationSettings(
-        name="scale", rounds=1, sites=sites, quorum=count, deadline_s=3600, give_up_s=3600
+        name="scale",
+        rounds=max(1, UPDATES // count),
+        sites=sites,
+        quorum=count,
+        deadline_s=3600,
+        give_up_s=3600,
     )
 
 
@@ -59,10 +66,10 @@ def coordinate(count: int, folder: Path) -> None:
         print(json.dumps([process_peak_mib(), compute_digest(final)]))
 
 
-def take_part(name: str, settings: FederationSettings, folder: Path) -> None:
-    """One site: trains once, sends, and hangs up."""
+def take_part(name: str, settings: FederationSettings, folder: Path, store: MemoryStore) -> None:
+    """One site: trains for a round, sends, and hangs up."""
     carrier = SocketCarrier(folder / "s", name, TOKEN)
-    site = Site(name, settings, train, MemoryStore(), carrier)
+    site = Site(name, settings, train, store, carrier)
     while True:
         try:
             if site.step().kind == "trained":
@@ -71,6 +78,10 @@ def take_part(name: str, settings: FederationSettings, folder: Path) -> None:
             pass
         time.sleep(0.02)
     carrier.close()
+    # The update itself need not be kept here: this process holds all sites.
+    for kept in store.list_names():
+        if kept.startswith("update"):
+            store.remove(kept)
 
 
 def measure(count: int, seed: int) -> tuple[float, str]:
@@ -88,9 +99,12 @@ def measure(count: int, seed: int) -> tuple[float, str]:
             text=True,
             env=os.environ | {"MALLOC_ARENA_MAX": "2"},
         )
+        stores = {site: MemoryStore() for site in names}
         with ThreadPoolExecutor(AT_A_TIME) as pool:
-            for done in [pool.submit(take_part, site, settings, folder) for site in names]:
-                done.result()
+            for _ in range(settings.rounds):
+                work = [pool.submit(take_part, site, settings, folder, stores[site]) for site in names]
+                for done in work:
+                    done.result()
         output, _ = process.communicate()
     peak, digest = json.loads(output.splitlines()[-1])
     return float(peak), str(digest)

@@ -56,7 +56,7 @@ class SocketCarrier:
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
 
-    def __call__(self, frame: bytes) -> bytes:
+    def __call__(self, frame: bytes) -> bytearray:
         """Send a frame and return the answer; OSError when the coordinator is not there."""
         with self._lock:
             try:
@@ -133,18 +133,19 @@ def _send(connection: socket.socket, content: bytes) -> None:
     connection.sendall(content)
 
 
-def _receive(connection: socket.socket, max_bytes: int) -> bytes:
+def _receive(connection: socket.socket, max_bytes: int) -> bytearray:
     size = int.from_bytes(_read(connection, 4), "little")
     if size > max_bytes:
         raise ConnectionError(f"socket: at most {max_bytes} bytes; {size} are announced.")
-    return bytes(_read(connection, size))
+    return _read(connection, size)
 
 
 def _read(connection: socket.socket, size: int) -> bytearray:
-    content = bytearray()
-    while len(content) < size:
-        piece = connection.recv(min(2**20, size - len(content)))
+    content, received = bytearray(size), 0
+    view = memoryview(content)
+    while received < size:
+        piece = connection.recv_into(view[received:])
         if not piece:
             raise ConnectionResetError("socket: the other side hung up.")
-        content += piece
+        received += piece
     return content
