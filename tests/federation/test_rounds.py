@@ -428,6 +428,34 @@ def test_a_late_organ_trains_its_head_and_leaves_the_rest(tmp_path: Path) -> Non
     assert not same_bits({"row": both["head.weight"][2]}, {"row": model["head.weight"][2]})
 
 
+def test_a_site_counts_as_served_when_it_says_that_it_holds_the_final_model(tmp_path: Path) -> None:
+    settings = build_settings_for(1, rounds=1)
+    journal = Journal(tmp_path)
+    desk = Desk(settings, journal.audit, clock=lambda: 0.0)
+    lost = [False]
+
+    def carrier(frame: bytes) -> bytes:
+        answer = desk.answer("site-0", frame)
+        if lost[0] and b'"ask":"model"' in frame:
+            raise ConnectionResetError
+        return answer
+
+    site = Site("site-0", settings, build_local_update("site-0"), MemoryStore(), carrier)
+
+    def watch(event: RoundEvent) -> None:
+        if event.kind == "opened":
+            assert site.step().kind == "trained"
+
+    run_rounds(settings, MODEL, desk=desk, journal=journal, clock=lambda: 0.0, watch=watch)
+    lost[0] = True
+    with pytest.raises(ConnectionResetError):
+        site.step()
+    assert desk.list_served() == set(), "its last piece was read here, and lost on the way"
+    lost[0] = False
+    assert site.step().kind == "finished"
+    assert desk.list_served() == {"site-0"}
+
+
 def test_run_site_waits_through_an_outage_and_finishes(tmp_path: Path) -> None:
     settings = build_settings_for(1, rounds=3)
     journal = Journal(tmp_path)

@@ -80,7 +80,6 @@ class Desk:
         self._uploads = Uploads(spool, self._complain)
         self._verdicts: dict[str, tuple[int, str, str]] = {}
         self._presences: dict[str, _Presence] = {}
-        self._fetched: set[str] = set()
         self._served: set[str] = set()
         self._complaints: set[tuple[str, str]] = set()
 
@@ -125,7 +124,7 @@ class Desk:
             return {s for s, p in self._presences.items() if now - p.heard_s <= self._settings.presence_s}
 
     def list_served(self) -> set[str]:
-        """Sites that have the final model: they asked something after its last piece was handed out."""
+        """Sites that have said that they hold the final model."""
         return set(self._served)
 
     # --- what sites ask -------------------------------------------------------------------------------------
@@ -137,12 +136,12 @@ class Desk:
         try:
             header, body = decode_frame(request)
             ask = header.get("ask")
-            # Handed out is not arrived: the coordinator must not end while the last piece is on its way.
-            self._served |= {site} & self._fetched
             refusal = self._check_presence(site, header)
             if refusal:
                 return encode_frame({"say": "refused", "why": refusal})
             if ask == "hello":
+                if self._final is not None and header.get("final") == self._final.model_digest:
+                    self._served.add(site)
                 return encode_frame({"say": "heard"})
             if ask == "task":
                 return encode_frame(self._answer_task(site, header))
@@ -228,8 +227,6 @@ class Desk:
         with notice.model.open("rb") as file:
             file.seek(offset)
             piece = file.read(length)
-            if notice is self._final and not file.read(1):
-                self._fetched.add(site)
         return encode_frame({"say": "piece", "offset": offset}, piece)
 
     def _answer_offer(self, site: str, header: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,8 +100,9 @@ class Site:
             tensors = self._fetch_model(answer)
             if tensors is not None:
                 self.final = self._with_local(dict(Group(tensors, PARAMETERS)), int(answer["last_counted"]))
+                # The coordinator stays until it has heard this: the last piece may be lost on its way.
                 with contextlib.suppress(OSError):
-                    self.say_hello()
+                    self._ask("hello", final=answer["model"])
                 return Step("finished", f"{answer['rounds']} rounds are done")
             return Step("waiting", "the final model is on its way")
         if answer["say"] != "train":
