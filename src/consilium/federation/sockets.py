@@ -124,7 +124,7 @@ class _Handler(socketserver.BaseRequestHandler):
             return
 
 
-def _prove(token: bytes, nonce: bytes) -> bytes:
+def _prove(token: bytes, nonce: bytes | bytearray) -> bytes:
     return hmac.new(token, nonce, "sha256").hexdigest().encode()
 
 

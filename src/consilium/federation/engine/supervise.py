@@ -9,7 +9,7 @@ from pathlib import Path
 
 from consilium.errors import FederationError
 from consilium.federation.events import RoundEvent, Watch
-from consilium.federation.service import FINAL
+from consilium.federation.store import FINAL
 
 STALLED_S = 60.0
 RESTART_S = 5.0
