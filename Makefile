@@ -5,6 +5,7 @@
 #   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9
 #   make test-browser         the review page in Chromium, where it is installed
 #   make test-federation      hospitals as real processes over mTLS, in an environment of its own; faults included
+#   make test-tensorflow      what needs TensorFlow, in an environment of its own beside .venv
 #   make setup                only the environment, in .venv
 
 PYTHON ?= python3
@@ -16,11 +17,14 @@ EXTRAS := test,style,browser
 
 FEDERATION := .venv-federation
 FEDERATION_STAMP := $(FEDERATION)/.installed
+TENSORFLOW := .venv-tensorflow
+TENSORFLOW_STAMP := $(TENSORFLOW)/.installed
+PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # As root the tests get a network of loopback alone, and fail if anything tries another address. The route is for
 # FLARE, which asks the kernel, without sending, from which address it would reach 10.255.255.255.
 ISOLATED := $(if $(filter 0,$(shell id -u)),$(if $(shell unshare -n true 2>/dev/null && echo yes),unshare -n sh -c 'ip link set lo up && ip route add 10.255.255.255 dev lo && exec "$$@"' sh))
 
-.PHONY: setup demo demo-flare test test-slow test-browser test-node test-federation style clean
+.PHONY: setup demo demo-flare test test-slow test-browser test-node test-federation test-tensorflow style clean
 
 setup: $(STAMP)
 
@@ -56,10 +60,20 @@ demo-flare: $(FEDERATION_STAMP)
 test-federation: $(FEDERATION_STAMP)
 	$(ISOLATED) $(FEDERATION)/bin/python -m pytest -q -n 2 -m '$(if $(SLOW),network,network and not slow)' tests/federation
 
+# It sees the packages of .venv: beside them TensorFlow alone is installed.
+$(TENSORFLOW_STAMP): $(STAMP)
+	test -x $(TENSORFLOW)/bin/python || $(PYTHON) -m venv $(TENSORFLOW)
+	$(BIN)/python -c $(PURELIB) > "$$($(TENSORFLOW)/bin/python -c $(PURELIB))/beside.pth"
+	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,test]'
+	@touch $(TENSORFLOW_STAMP)
+
+test-tensorflow: $(TENSORFLOW_STAMP)
+	$(TENSORFLOW)/bin/python -m pytest -q -n 2 tests/tensorflow
+
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(FEDERATION) $(OUT) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+	rm -rf $(VENV) $(FEDERATION) $(TENSORFLOW) $(OUT) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,13 @@ from consilium.cases.nifti import read_nifti
 from consilium.cases.split import split_cases
 from consilium.inference.device import available_memory_bytes, choose_device, has_fast_bf16
 from consilium.training.config import Budget, TrainingConfig
+from consilium.training.framework import TORCH_RUNS
 from consilium.training.loop import output_prior, train
 from consilium.training.plan import Plan
 from consilium.training.planning import make_plan
 from consilium.training.run_folder import create_run, open_run
 from consilium.training.start import prepare_run
+from consilium.training.state import start_training
 from consilium.types import Mask
 
 QUESTION = "Which network contours best after the same training time?"
@@ -158,7 +161,8 @@ def score(
         run = create_run(place, config, plan, split, budget)
     parts = prepare_run(dataset, run)
     network = build(run.plan, output_prior(parts.training, len(run.plan.structures)), seed)
-    outcome = train(run, parts.training, parts.validation, network=network)
+    framework = replace(TORCH_RUNS, start=partial(start_training, network=network))
+    outcome = train(run, parts.training, parts.validation, framework=framework)
     best = [entry for entry in run.read_log() if entry["step"] == outcome.best_step]
     record = {"mean": outcome.best_dice, "steps": outcome.state.step, "validation": best[-1]["validation"]}
     write_json(place / "score.json", record)

@@ -27,10 +27,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audit": {"geometry", "cases", "importers", "standards"},
     "inference": {"geometry", "cases", "networks"},
     "training": {"geometry", "cases", "networks", "losses", "inference", "metrics"},
+    "tensorflow": {"networks", "training", "inference"},
     "adaptation": {"geometry", "cases", "networks", "inference", "metrics"},
     "node": {"cases", "importers", "pages", "review"},
     "review": {"geometry", "cases", "metrics", "exporters", "pages"},
-    "hospital": {"geometry", "cases", "networks", "inference", "training", "metrics", "federation", "pages"},
+    "hospital": {
+        "geometry",
+        "cases",
+        "networks",
+        "inference",
+        "training",
+        "tensorflow",
+        "metrics",
+        "federation",
+        "pages",
+    },
 }
 """Package -> what it may import inside consilium; cli may import everything."""
 

@@ -199,6 +199,12 @@ def test_downsampled_reference_is_the_share_of_each_block() -> None:
     )
 
 
+def test_an_image_smaller_than_a_coarse_voxel_has_the_share_of_what_there_is() -> None:
+    reference = torch.zeros(1, 1, 5, 6, 7, dtype=torch.bool)
+    reference[..., :3] = True
+    assert downsample_reference(reference, (1, 1, 1)).flatten().tolist() == pytest.approx([3 / 7])
+
+
 def test_downsampling_by_slabs_equals_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = draw(2, 3, 9, 10, 11).abs().clamp(max=1)
     whole = downsample_reference(reference, (3, 3, 3))

@@ -1,6 +1,7 @@
 """``consilium train``: train a network on a dataset."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +14,15 @@ from consilium.cli import cascades
 from consilium.cli.console import INTERRUPTED, console, print_table, progress_bar, stop_on_interrupt
 from consilium.errors import ConfigurationError
 from consilium.pages.pictures import draw_curves
+from consilium.tensorflow.installed import check_installed
 from consilium.training.cascade_run import is_cascade_run
 from consilium.training.config import Budget, TrainingConfig
+from consilium.training.framework import TORCH_RUNS, TrainingFramework
 from consilium.training.loop import train as run_training
 from consilium.training.run_folder import CONFIG, CURVES, Run, open_run
 from consilium.training.start import prepare_run, start_run
-from consilium.types import Triple
+from consilium.training.workers import Group, join_workers, leave_workers
+from consilium.types import Progress, Triple, no_progress
 
 DEFAULT_EPOCHS = 200
 
@@ -48,17 +52,29 @@ def train(
     least_readers: Annotated[
         int, typer.Option(help="With --detect: ignore what fewer readers saw (LUNA16 takes 3 of 4).")
     ] = 1,
+    framework: Annotated[
+        str, typer.Option(help="torch or tensorflow; a run may go on in the other.")
+    ] = "torch",
 ) -> int:
     """Train a network: four fifths of the patients teach it, one fifth validates it.
 
     Whole volumes where the memory allows, patches otherwise; [bold]consilium plan[/bold] says beforehand.
     Ctrl-C keeps everything; --resume goes on.
     --detect learns to find small things (instances with diameters) in whole scans, and to contour each.
+
+    On several GPUs or machines, each with its own part of every batch:
+    [bold]torchrun --nproc-per-node 2 -m consilium train DATASET RUN[/bold]
     """
+    frame = _choose_framework(framework)
+    workers = frame.workers
     opened = open_dataset(dataset)
     if minutes is None and epochs is None and steps is None:
         epochs = DEFAULT_EPOCHS
     budget = Budget(minutes=minutes, epochs=epochs, steps=steps)
+    if (detect or is_cascade_run(run)) and (framework != "torch" or workers.count > 1):
+        raise ConfigurationError(
+            "--detect: a cascade is trained by torch in one process; leave the others out."
+        )
     if is_cascade_run(run):
         _check_resume(run, resume)
         return cascades.resume(opened, run)
@@ -71,7 +87,12 @@ def train(
             seed=seed,
         )
         return cascades.start(opened, run, settings, budget)
-    if resume or (run / CONFIG).exists():
+    # The first worker makes what the others then find: the run's folder, and the cache of prepared cases.
+    if not workers.leads:
+        console.quiet = True
+        workers.wait()
+        chosen = open_run(run)
+    elif resume or (run / CONFIG).exists():
         chosen = _resume(run, resume)
     else:
         config = read_settings(
@@ -93,8 +114,15 @@ def _train(opened: Dataset, chosen: Run) -> int:
     """Train until the budget is spent or Ctrl-C; returns the exit code."""
     for reason in chosen.plan.reasons:
         console.print(reason, markup=False, highlight=False)
-    with stop_on_interrupt() as should_stop, progress_bar() as progress:
+    return _train_with(frame, opened, chosen)
+
+
+def _train_with(frame: TrainingFramework, opened: Dataset, chosen: Run) -> int:
+    workers = frame.workers
+    with stop_on_interrupt() as should_stop, _progress_of(workers) as progress:
         parts = prepare_run(opened, chosen, progress=progress)
+        if workers.leads:
+            workers.wait()
         outcome = run_training(
             chosen,
             parts.training,
@@ -102,7 +130,9 @@ def _train(opened: Dataset, chosen: Run) -> int:
             progress=progress,
             should_stop=should_stop,
             on_validation=lambda entry: write_curves(chosen),
+            framework=frame,
         )
+    leave_workers()
     if not outcome.finished:
         console.print(
             f"Interrupted at step {outcome.state.step}; everything is kept. "
@@ -112,6 +142,23 @@ def _train(opened: Dataset, chosen: Run) -> int:
         return INTERRUPTED
     _print_end(chosen, outcome.best_step)
     return 0
+
+
+def _choose_framework(name: str) -> TrainingFramework:
+    if name == "torch":
+        return replace(TORCH_RUNS, workers=join_workers())
+    if name != "tensorflow":
+        raise ConfigurationError(f"--framework: must be torch or tensorflow; got {name!r}.")
+    check_installed("train --framework tensorflow")
+    from consilium.tensorflow.runs import build_framework
+    from consilium.tensorflow.workers import join_tensorflow_workers
+
+    return build_framework(join_tensorflow_workers())
+
+
+def _progress_of(workers: Group) -> AbstractContextManager[Progress]:
+    """Only the first worker draws."""
+    return progress_bar() if workers.leads else nullcontext(no_progress)
 
 
 def read_settings(*, scale_weights: str, structures: str, spacing: str, **others: Any) -> TrainingConfig:

@@ -15,6 +15,7 @@ VERBS: dict[str, str] = {
     "train": "consilium.cli.train:train",
     "evaluate": "consilium.cli.evaluate:evaluate",
     "pack": "consilium.cli.pack:pack",
+    "convert": "consilium.cli.convert:convert",
     "contour": "consilium.cli.contour:contour",
     "adapt": "consilium.cli.adapt:adapt",
     "export": "consilium.cli.exporting:export",

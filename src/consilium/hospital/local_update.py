@@ -1,6 +1,5 @@
 """The training that a hospital brings into a federation: its dataset, the agreed plan, no code to write."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,19 +22,15 @@ from consilium.hospital.sketching import check_plan, known_structures, load_sket
 from consilium.inference.device import available_memory_bytes, choose_device, has_fast_bf16
 from consilium.inference.memory import predict_training_bytes
 from consilium.inference.model import Model
+from consilium.networks.build import build_network
+from consilium.tensorflow.installed import check_installed
 from consilium.training.data import PreparedCase, prepare_cases
 from consilium.training.loop import build_recipe
-from consilium.training.site import (
-    SiteTask,
-    get_memory,
-    get_parameters,
-    put_memory,
-    put_parameters,
-    update_at_site,
-)
-from consilium.training.state import start_training
+from consilium.training.site import TORCH, SiteFramework, SiteTask, update_at_site
 from consilium.training.validation import DiceScores, compute_dice
 from consilium.types import Array, Progress, no_progress
+
+FRAMEWORKS = ("torch", "tensorflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +42,23 @@ class HospitalData:
         reader: Whose contours; empty: each case's first reader who is not derived.
         hold_out: Share of the patients that never train and judge every model, in [0, 1).
         seed: Decides who is held out.
+        framework: ``"torch"`` or ``"tensorflow"``: what trains here; the others need not know.
     """
 
     dataset: str
     reader: str = ""
     hold_out: float = 0.2
     seed: int = 0
+    framework: str = "torch"
 
     def __post_init__(self) -> None:
         if not isinstance(self.dataset, str) or not self.dataset:
             raise ConfigurationError(
                 "site file: [hospital] needs dataset, the folder of this hospital's cases."
+            )
+        if self.framework not in FRAMEWORKS:
+            raise ConfigurationError(
+                f"site file: framework must be one of {', '.join(FRAMEWORKS)}; got {self.framework!r}."
             )
         if not 0 <= self.hold_out < 1:
             raise ConfigurationError(f"site file: hold_out must be in [0, 1); got {self.hold_out}.")
@@ -89,6 +90,7 @@ class Hospital:
         training: Prepared cases that train.
         hold_out: Prepared cases that only judge.
         heads_only_until: Before this round only the heads are trained, as the site enrolled.
+        framework: That trains.
         progress: Told after each training step.
     """
 
@@ -100,6 +102,7 @@ class Hospital:
         hold_out: Sequence[PreparedCase],
         *,
         heads_only_until: int = 0,
+        framework: SiteFramework = TORCH,
         progress: Progress = no_progress,
     ) -> None:
         if not training:
@@ -109,16 +112,21 @@ class Hospital:
         self._progress, self._heads_only_until = progress, heads_only_until
         self._heads = head_map(agreement.plan).tensors
         self._recipe = build_recipe(agreement.plan, agreement.config, self.training)
-        self._state = start_training(agreement.plan, agreement.config, list(agreement.prior))
-        self._initial = get_parameters(self._state)
-        self._scratch = copy.deepcopy(self._state.network).eval()
+        self._framework = framework
+        self._state = framework.start(agreement.plan, agreement.config, list(agreement.prior))
+        self._initial = framework.get_parameters(self._state)
+        # Models are scored by torch, whatever trains.
+        self._device = choose_device()
+        bf16 = agreement.plan.network.bf16 and has_fast_bf16(self._device)
+        self._scratch = build_network(agreement.plan.network_for(bf16=bf16), seed=0).to(self._device).eval()
 
     def __call__(self, parameters: Parameters, *, round_number: int, task: LocalTask) -> SiteResult:
         """Train one round."""
         agreed, state = self.agreement, self._state
         metrics = self._score_received(parameters, round_number)
-        put_parameters(state, self.complete(parameters))
-        put_memory(state, self._fit_memory(task.memory))
+        framework = self._framework
+        framework.put_parameters(state, self.complete(parameters))
+        framework.put_memory(state, self._fit_memory(task.memory))
         state.step = round_number * agreed.steps_per_round
         only = self._heads if round_number < self._heads_only_until else ()
         rule = GradientRule(parameters, task, state.device, only=only)
@@ -134,6 +142,7 @@ class Hospital:
                 total_steps=agreed.total_steps,
             ),
             change_gradients=rule,
+            framework=framework,
             progress=self._progress,
         )
         return SiteResult(
@@ -142,7 +151,7 @@ class Hospital:
             cases_by_structure=update.cases_by_structure,
             metrics={**metrics, "loss": update.loss},
             control_variates=rule.control_variates(),
-            memory=get_memory(state),
+            memory=framework.get_memory(state),
         )
 
     def complete(self, parameters: Mapping[str, Array]) -> Parameters:
@@ -154,7 +163,7 @@ class Hospital:
         weights = {n: torch.from_numpy(np.array(v)) for n, v in self.complete(parameters).items()}
         self._scratch.load_state_dict(weights)
         description = self.agreement.plan.describe_model()
-        return Model(description=description, network=self._scratch, device=self._state.device)
+        return Model(description=description, network=self._scratch, device=self._device)
 
     def score(self, parameters: Mapping[str, Array], *, progress: Progress = no_progress) -> DiceScores:
         """Dice of a model on this hospital's hold-out, whole volumes on the images' own grid."""
@@ -233,7 +242,24 @@ def prepare_hospital(
     _check_memory(name, agreement, cases)
     count = len(split.training)
     until = 0 if enrolled is None else enrolled.heads_only_until
-    return Hospital(name, agreement, cases[:count], cases[count:], heads_only_until=until, progress=progress)
+    return Hospital(
+        name,
+        agreement,
+        cases[:count],
+        cases[count:],
+        heads_only_until=until,
+        framework=_load_framework(data.framework),
+        progress=progress,
+    )
+
+
+def _load_framework(name: str) -> SiteFramework:
+    if name == "torch":
+        return TORCH
+    check_installed('site file: framework = "tensorflow"')
+    from consilium.tensorflow.site import TENSORFLOW
+
+    return TENSORFLOW
 
 
 def split_known(cases: Sequence[Case], structures: Sequence[str], data: HospitalData) -> Split:

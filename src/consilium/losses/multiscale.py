@@ -1,7 +1,7 @@
 """Dice plus cross-entropy at one scale, and at several with a weight on each: given, scheduled or learned."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,28 @@ from torch.nn import functional
 from consilium.errors import ConfigurationError
 from consilium.losses.cross_entropy import cross_entropy_from_sums
 from consilium.losses.dice import dice_from_sums
-from consilium.losses.partial import compute_structure_sums
+from consilium.losses.partial import StructureSums, compute_structure_sums
 
 _SLAB_VOXELS = 2**21
 """Fine voxels averaged at once."""
 
 
-def structure_loss(logits: Tensor, reference: Tensor, known: Tensor) -> Tensor:
+Join = Callable[[Tensor], Tensor]
+"""Puts the rows of all workers below this worker's; see `consilium.training.workers`."""
+
+
+def structure_loss(logits: Tensor, reference: Tensor, known: Tensor, *, join: Join | None = None) -> Tensor:
     """The single-scale loss: soft Dice loss plus binary cross-entropy, both over known structures.
 
     Args:
         logits: (B, S, Z, Y, X).
         reference: Same shape, boolean or in [0, 1].
         known: (B, S) boolean; unknown structures get exactly zero gradient.
+        join: Makes it the loss of the batches of all workers together.
     """
     sums = compute_structure_sums(logits, reference, known)
+    if join is not None:
+        sums = StructureSums(*join(torch.stack(sums, dim=-1)).unbind(-1))
     return dice_from_sums(sums) + cross_entropy_from_sums(sums)
 
 
@@ -67,7 +74,7 @@ def downsample_reference(reference: Tensor, coarse: Sequence[int], *, largest: b
     for sample in range(len(reference)):
         for start in range(0, coarse[0], rows):
             slab = reference[sample, :, start * stride[0] : (start + rows) * stride[0]].to(dtype)
-            kernel = (min(stride[0], slab.shape[1]), *stride[1:])
+            kernel = tuple(min(step, size) for step, size in zip(stride, slab.shape[1:], strict=True))
             out[sample, :, start : start + rows] = pool(slab, kernel, stride, ceil_mode=True)
     return out
 
@@ -122,7 +129,9 @@ class MultiScaleLoss(nn.Module):
             raise ConfigurationError("loss: learned weights cannot be set. Build it with fixed weights.")
         self._weights = _check_weights(weights)
 
-    def forward(self, logits: Sequence[Tensor], reference: Tensor, known: Tensor) -> Tensor:
+    def forward(
+        self, logits: Sequence[Tensor], reference: Tensor, known: Tensor, *, join: Join | None = None
+    ) -> Tensor:
         """The weighted sum over scales.
 
         Args:
@@ -130,6 +139,7 @@ class MultiScaleLoss(nn.Module):
                 the missing scales are unused), so that a network in evaluation gives its finest loss.
             reference: (B, S, Z, Y, X) at the finest scale, boolean or in [0, 1].
             known: (B, S) boolean; unknown structures get exactly zero gradient.
+            join: See `structure_loss`.
         """
         if len(logits) > len(self._weights):
             raise ConfigurationError(
@@ -142,7 +152,7 @@ class MultiScaleLoss(nn.Module):
             target = reference
             if one.shape != reference.shape:
                 target = downsample_reference(reference, one.shape[2:], largest=self.largest)
-            loss = self._weighted(scale, structure_loss(one, target, known))
+            loss = self._weighted(scale, structure_loss(one, target, known, join=join))
             total = loss if total is None else total + loss
         if total is None:
             return logits[0].new_zeros(()) * logits[0].sum()

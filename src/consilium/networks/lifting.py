@@ -135,9 +135,13 @@ def lift_between(fine: Tensor, coarse: Tensor, matrix: Tensor, *, up: bool) -> N
         coarse: (B, r * k, Z / sz, Y / sy, X / sx), likewise; channel ``row * k + c``.
         matrix: (r, r) orthogonal.
     """
-    lifting = compute_lifting(matrix.detach().double().cpu().numpy())
     fine_array, coarse_array = (i.detach().permute(0, 2, 3, 4, 1).numpy() for i in (fine, coarse))
-    _lift_blocks(fine_array, coarse_array, _arrays(lifting), up)
+    lift_arrays(fine_array, coarse_array, matrix.detach().cpu().numpy(), up=up)
+
+
+def lift_arrays(fine: Array, coarse: Array, matrix: FloatArray, *, up: bool) -> None:
+    """`lift_between` on writable float32 arrays whose channels come last, for any framework."""
+    _lift_blocks(fine, coarse, _arrays(compute_lifting(matrix)), up)
 
 
 def lift_rows_(rows: Tensor, matrix: Tensor, *, inverse: bool) -> None:

@@ -66,11 +66,23 @@ class BatchRecipe:
     adaptation: bool = False
 
 
-def make_batch(recipe: BatchRecipe, cases: Sequence[PreparedCase], step: int) -> Batch:
-    """The batch of a step: the same whenever it is asked for."""
+def make_batch(
+    recipe: BatchRecipe, cases: Sequence[PreparedCase], step: int, *, part: int = 0, parts: int = 1
+) -> Batch:
+    """The batch of a step: the same whenever it is asked for.
+
+    Args:
+        recipe: How it is made.
+        cases: Of the training.
+        step: Which one.
+        part: Which of ``parts`` workers asks. The parts together are the batch of a recipe whose batch is
+            ``parts`` times as large.
+        parts: How many workers there are.
+    """
+    chosen = list(enumerate(choose_cases(cases, step, recipe.batch * parts, recipe.seed)))
     samples = [
         _make_sample(recipe, case, np.random.default_rng([recipe.seed, CHANGES, step, place]))
-        for place, case in enumerate(choose_cases(cases, step, recipe.batch, recipe.seed))
+        for place, case in chosen[part * recipe.batch : (part + 1) * recipe.batch]
     ]
     return Batch(
         image=torch.stack([image for image, _, _, _ in samples]),

@@ -1,9 +1,9 @@
 """The state of a training on disk: exact, written in one step, refused when damaged."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,37 @@ CHECKPOINT_FORMAT = "consilium-checkpoint"
 CHECKPOINT_VERSION = 1
 LAST = "last.safetensors"
 
+T = TypeVar("T")
 
-def save_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> None:
+
+def pack_state(state: TrainingState) -> dict[str, Tensor]:
+    """Every tensor of a state, by name; the same names whatever the framework."""
+    tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.items()}
+    tensors |= {f"loss.{name}": value for name, value in state.loss.state_dict().items()}
+    return tensors | optimiser_tensors(state.named_parameters(), state.optimiser)
+
+
+def unpack_state(state: TrainingState, tensors: dict[str, Tensor]) -> None:
+    """Put what `pack_state` gave into a state."""
+    load_weights(state.network, part_of(tensors, "network."))
+    state.loss.load_state_dict(part_of(tensors, "loss."))
+    for name, value in part_of(tensors, "average.").items():
+        state.average[name].copy_(value)
+    load_optimiser(state.named_parameters(), state.optimiser, part_of(tensors, "optimiser."))
+
+
+def save_checkpoint(
+    path: Path, state: Any, *, fingerprint: str, pack: Callable[[Any], dict[str, Tensor]] = pack_state
+) -> None:
     """Write a state.
 
     Args:
         path: Of the file.
         state: Between two steps.
         fingerprint: Of the plan, the split and the seed: a state goes on only where they are the same.
+        pack: As `pack_state`, of the state's framework.
     """
-    tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.items()}
-    tensors |= {f"loss.{name}": value for name, value in state.loss.state_dict().items()}
-    tensors |= optimiser_tensors(state.named_parameters(), state.optimiser)
     scalars = json.dumps(
         {
             "step": state.step,
@@ -41,21 +59,23 @@ def save_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> No
             "recent_loss": state.recent_loss,
         }
     )
-    write_checkpoint(path, tensors, scalars, fingerprint=fingerprint)
+    write_checkpoint(path, pack(state), scalars, fingerprint=fingerprint)
 
 
-def load_checkpoint(path: Path, state: TrainingState, *, fingerprint: str) -> None:
-    """Put a saved state into ``state``, which was built from the same plan.
+def load_checkpoint(
+    path: Path,
+    state: Any,
+    *,
+    fingerprint: str,
+    unpack: Callable[[Any, dict[str, Tensor]], None] = unpack_state,
+) -> None:
+    """Put a saved state into ``state``, which was built from the same plan, in either framework.
 
     Raises:
         CheckpointError: Damaged, of another version, or of another plan, split or seed.
     """
     tensors, record = read_checkpoint(path, fingerprint=fingerprint)
-    load_weights(state.network, part_of(tensors, "network."))
-    state.loss.load_state_dict(part_of(tensors, "loss."))
-    for name, value in part_of(tensors, "average.").items():
-        state.average[name].copy_(value)
-    load_optimiser(state.named_parameters(), state.optimiser, part_of(tensors, "optimiser."))
+    unpack(state, tensors)
     state.step, state.elapsed_s = int(record["step"]), float(record["elapsed_s"])
     state.watch = OverfittingWatch.from_json(record["watch"])
     state.best_dice, state.best_step = float(record["best_dice"]), int(record["best_step"])
@@ -101,7 +121,7 @@ def read_checkpoint(path: Path, *, fingerprint: str) -> tuple[dict[str, Tensor],
     return tensors, parse_json(scalars, path.name)
 
 
-def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     """The tensors whose name begins so, without that beginning."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 

@@ -1,12 +1,10 @@
 """The training loop."""
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-from torch import nn
 
 from consilium.errors import RunError
 from consilium.inference.doubt import CARD_ENTRY
@@ -15,17 +13,10 @@ from consilium.training.batch import BatchRecipe, make_batch
 from consilium.training.checkpoint import LAST, load_checkpoint, save_checkpoint
 from consilium.training.config import TrainingConfig
 from consilium.training.data import PreparedCase
+from consilium.training.framework import TORCH_RUNS, TrainingFramework
 from consilium.training.plan import CROP_SHARE, Plan
 from consilium.training.run_folder import Run
-from consilium.training.state import (
-    TrainingState,
-    model_now,
-    rate_at,
-    start_training,
-    take_recent,
-    take_step,
-    weights_to_keep,
-)
+from consilium.training.state import rate_at, take_recent
 from consilium.training.validation import DiceScores, compute_dice
 from consilium.types import Progress, no_progress
 
@@ -43,13 +34,13 @@ class Outcome:
     """How a training ended.
 
     Attributes:
-        state: As it was after the last step.
+        state: As it was after the last step: a `TrainingState`, or the framework's own.
         finished: False if it was interrupted.
         best_dice: Of the kept weights: mean over structures of mean validation Dice.
         best_step: Where they were reached.
     """
 
-    state: TrainingState
+    state: Any
     finished: bool
     best_dice: float
     best_step: int
@@ -63,7 +54,7 @@ def train(
     progress: Progress = no_progress,
     should_stop: Callable[[], bool] = lambda: False,
     on_validation: Callable[[dict[str, Any]], None] = lambda entry: None,
-    network: nn.Module | None = None,
+    framework: TrainingFramework = TORCH_RUNS,
 ) -> Outcome:
     """Train until the budget is spent; go on from the last checkpoint where there is one.
 
@@ -77,39 +68,43 @@ def train(
         progress: Told after each step.
         should_stop: Asked after each step; True saves the state and ends.
         on_validation: Gets each log entry of a validation after it was written.
-        network: Trained instead of the plan's, for comparisons; see `start_training`.
+        framework: That trains, with its workers; a run may go on in another one.
 
     Raises:
-        RunError: No training case, or a loss that is no number.
+        RunError: No training case, a loss that is no number, or a worker that is gone.
     """
-    state = _start_or_resume(run, training, network)
+    workers, pack = framework.workers, framework.pack
+    state = _start_or_resume(run, training, framework)
     recipe = recipe_of(run, training)
-    per_epoch = steps_per_epoch(len(training), recipe.batch)
+    per_epoch = steps_per_epoch(len(training), recipe.batch * workers.count)
     now = time.process_time if run.budget.cpu_time else time.monotonic
     clock = _Clock(state.elapsed_s, now)
     schedule = _Schedule(run, per_epoch)
-    scratch = copy.deepcopy(state.network)
+    current_model = framework.follow(state, run.plan)
     while True:
         state.elapsed_s = clock.elapsed_s()
         share = run.budget.share(step=state.step, steps_per_epoch=per_epoch, elapsed_s=state.elapsed_s)
         done = share >= 1.0 or state.watch.stopped
-        if schedule.is_due(state, done=done):
+        if workers.leads and schedule.is_due(state, done=done):
             started = now()
-            scores = compute_dice(model_now(state, run.plan, scratch), validation, progress=progress)
-            entry = _conclude_validation(run, state, scores, per_epoch)
+            scores = compute_dice(current_model(), validation, progress=progress)
+            entry = _conclude_validation(run, state, scores, per_epoch, framework)
             state.elapsed_s = clock.elapsed_s()
             schedule.validated(state, took_s=now() - started)
-            save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
+            save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint, pack=pack)
             on_validation(entry)
             done = done or state.watch.stopped
-        interrupted = not done and should_stop()
-        if done or interrupted or clock.is_save_due(SAVE_EVERY_S):
-            save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
+        asked = not done and should_stop()
+        ended, interrupted, share, factor = workers.agree([done, asked, share, state.watch.rate_factor])
+        done = bool(ended)
+        if workers.leads and (done or interrupted or clock.is_save_due(SAVE_EVERY_S)):
+            save_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint, pack=pack)
         if done or interrupted:
             return Outcome(state=state, finished=done, best_dice=state.best_dice, best_step=state.best_step)
-        batch = make_batch(recipe_at(recipe, run.plan, share), training, state.step)
-        rate = rate_at(share, run.config) * state.watch.rate_factor
-        take_step(state, batch, run.config, rate=rate)
+        now_recipe = recipe_at(recipe, run.plan, share)
+        batch = make_batch(now_recipe, training, state.step, part=workers.rank, parts=workers.count)
+        rate = rate_at(share, run.config) * factor
+        workers.together(partial(framework.take_step, state, batch, run.config, rate=rate))
         _tell(progress, run, state, clock.elapsed_s(), per_epoch)
 
 
@@ -155,19 +150,21 @@ def output_prior(cases: Sequence[PreparedCase], structures: int) -> list[float]:
     return prior
 
 
-def _start_or_resume(run: Run, training: Sequence[PreparedCase], network: nn.Module | None) -> TrainingState:
+def _start_or_resume(run: Run, training: Sequence[PreparedCase], framework: TrainingFramework) -> Any:
     if not training:
         raise RunError("training: needs at least one training case; found none. Import more patients.")
     prior = output_prior(training, len(run.plan.structures))
-    state = start_training(run.plan, run.config, prior, network=network)
+    state = framework.start(run.plan, run.config, prior)
     if (run.folder / LAST).exists():
-        load_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint)
-    run.cut_log(state.step)
+        load_checkpoint(run.folder / LAST, state, fingerprint=run.fingerprint, unpack=framework.unpack)
+    if framework.workers.leads:
+        run.cut_log(state.step)
+    framework.share(state, framework.workers)
     return state
 
 
 def _conclude_validation(
-    run: Run, state: TrainingState, scores: DiceScores, per_epoch: int
+    run: Run, state: Any, scores: DiceScores, per_epoch: int, framework: TrainingFramework
 ) -> dict[str, Any]:
     """Watch for over-fitting, keep the best weights, write the log entry."""
     training_dice, loss = take_recent(state)
@@ -181,7 +178,7 @@ def _conclude_validation(
         state.best_step = state.step
         calibration = scores.calibrate()
         card = {} if calibration is None else {CARD_ENTRY: calibration.to_json()}
-        save_model(run.folder / BEST, run.plan.describe_model(card), weights_to_keep(state))
+        save_model(run.folder / BEST, run.plan.describe_model(card), framework.weights_to_keep(state))
     entry = {
         "step": state.step,
         "epoch": state.step / per_epoch,
@@ -202,7 +199,7 @@ def _conclude_validation(
     return entry
 
 
-def _tell(progress: Progress, run: Run, state: TrainingState, elapsed_s: float, per_epoch: int) -> None:
+def _tell(progress: Progress, run: Run, state: Any, elapsed_s: float, per_epoch: int) -> None:
     if run.budget.minutes is not None:
         total = round(60 * run.budget.minutes)
         progress("training (seconds)", min(round(elapsed_s), total), total)
@@ -239,15 +236,16 @@ class _Schedule:
         self._next_s = 0.0
         self._per_epoch = per_epoch
 
-    def is_due(self, state: TrainingState, *, done: bool) -> bool:
+    def is_due(self, state: Any, *, done: bool) -> bool:
         if state.step == self._validated_at:
             return False
         if done:
             return True
+        step = int(state.step)
         if self._every:
-            return state.step % self._every == 0
-        return state.elapsed_s >= self._next_s and state.step - self._validated_at >= min(self._per_epoch, 20)
+            return step % self._every == 0
+        return bool(state.elapsed_s >= self._next_s) and step - self._validated_at >= min(self._per_epoch, 20)
 
-    def validated(self, state: TrainingState, *, took_s: float) -> None:
+    def validated(self, state: Any, *, took_s: float) -> None:
         self._validated_at = state.step
         self._next_s = state.elapsed_s + took_s * (1 / VALIDATION_SHARE - 1)

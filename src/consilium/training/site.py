@@ -1,6 +1,6 @@
 """Training at one site of a federation: parameters in, some steps, parameters and counts out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,14 @@ from consilium.training.config import TrainingConfig
 from consilium.training.data import PreparedCase
 from consilium.training.loop import recipe_at
 from consilium.training.plan import Plan
-from consilium.training.state import GradientChange, TrainingState, rate_at, take_recent, take_step
+from consilium.training.state import (
+    GradientChange,
+    TrainingState,
+    rate_at,
+    start_training,
+    take_recent,
+    take_step,
+)
 from consilium.types import Array, Progress, no_progress
 
 
@@ -56,13 +63,35 @@ class SiteTask:
     total_steps: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class SiteFramework:
+    """What training at a site needs of a framework; each has one, `TORCH` is this module's.
+
+    Args:
+        start: The state before the first step, from plan, settings and prior.
+        take_step: As `consilium.training.state.take_step`, on the framework's own state.
+        get_parameters: The network's arrays by canonical name.
+        put_parameters: Copies arrays into the network.
+        get_memory: What the next round goes on from, see `get_memory`.
+        put_memory: Its inverse.
+    """
+
+    start: Callable[[Plan, TrainingConfig, list[float]], Any]
+    take_step: Callable[..., float]
+    get_parameters: Callable[[Any], dict[str, Array]]
+    put_parameters: Callable[[Any, Mapping[str, Array]], None]
+    get_memory: Callable[[Any], dict[str, Array]]
+    put_memory: Callable[[Any, Mapping[str, Array]], None]
+
+
 def update_at_site(
-    state: TrainingState,
+    state: Any,
     parameters: Mapping[str, Array],
     cases: Sequence[PreparedCase],
     task: SiteTask,
     *,
     change_gradients: GradientChange | None = None,
+    framework: SiteFramework | None = None,
     progress: Progress = no_progress,
 ) -> SiteUpdate:
     """Take the received weights, train, and hand the new ones back.
@@ -76,23 +105,25 @@ def update_at_site(
         cases: Of this site.
         task: What is the same in every round, and how many steps this one takes.
         change_gradients: E.g. a proximal term or control variates.
+        framework: That ``state`` belongs to; None: torch.
         progress: Told after each step.
 
     Raises:
         CheckpointError: Parameters of another network.
     """
+    framework = framework or TORCH
     if parameters:
-        put_parameters(state, parameters)
+        framework.put_parameters(state, parameters)
     for done in range(task.steps):
         share = min(1.0, state.step / task.total_steps)
         batch = make_batch(recipe_at(task.recipe, task.plan, share), cases, state.step)
         rate = rate_at(share, task.config)
-        take_step(state, batch, task.config, rate=rate, change_gradients=change_gradients)
+        framework.take_step(state, batch, task.config, rate=rate, change_gradients=change_gradients)
         progress("training at this site", done + 1, task.steps)
     dice, loss = take_recent(state)
     structures = task.plan.structures
     return SiteUpdate(
-        parameters=get_parameters(state),
+        parameters=framework.get_parameters(state),
         cases=len(cases),
         cases_by_structure=count_known(cases, structures),
         loss=loss,
@@ -166,3 +197,13 @@ def put_parameters(state: TrainingState, parameters: Mapping[str, Array]) -> Non
             )
         with torch.no_grad():
             own[name].copy_(torch.from_numpy(np.array(value)))
+
+
+TORCH = SiteFramework(
+    start=start_training,
+    take_step=take_step,
+    get_parameters=get_parameters,
+    put_parameters=put_parameters,
+    get_memory=get_memory,
+    put_memory=put_memory,
+)

@@ -13,10 +13,12 @@ from consilium.inference.device import choose_device, has_fast_bf16
 from consilium.inference.model import Model
 from consilium.losses.multiscale import MultiScaleLoss
 from consilium.networks.build import build_network, set_output_prior
+from consilium.networks.parameters import choose_group
 from consilium.training.batch import Batch
 from consilium.training.config import TrainingConfig
 from consilium.training.overfitting import OverfittingWatch
 from consilium.training.plan import Plan
+from consilium.training.workers import Workers
 
 GradientChange = Callable[[Iterator[tuple[str, nn.Parameter]]], None]
 """Changes gradients in place after they were computed, e.g. a proximal term; gets the named parameters."""
@@ -42,6 +44,8 @@ class TrainingState:
         best_step: Where it was reached.
         recent: Per structure [sum of Dice, number] over the steps since the last validation.
         recent_loss: [sum, number] of the loss over the same steps.
+        workers: The processes that train together; see `share_between`.
+        shared: The network as all workers run it; None with one.
     """
 
     network: nn.Module
@@ -56,6 +60,8 @@ class TrainingState:
     best_step: int = 0
     recent: list[list[float]] = field(default_factory=list)
     recent_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    workers: Workers = field(default_factory=Workers)
+    shared: nn.Module | None = None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every trained parameter with its name: the network's, then the loss's."""
@@ -106,6 +112,16 @@ def start_training(
     return state
 
 
+def share_between(state: TrainingState, workers: Workers) -> None:
+    """Let several workers take each step together, each on its own part of the batch.
+
+    Everything but the batch must be the same at all of them, and stays the same.
+    """
+    if workers.count > 1:
+        unused = 0.0 in state.loss.weights
+        state.workers, state.shared = workers, workers.share_network(state.network, some_unused=unused)
+
+
 def take_step(
     state: TrainingState,
     batch: Batch,
@@ -122,11 +138,13 @@ def take_step(
         RunError: The loss or the gradient is no finite number.
     """
     torch.manual_seed(hash_seed(config.seed, state.step))  # dropout
-    image, reference = batch.image.to(state.device), batch.reference.to(state.device)
+    dtype = next(state.network.parameters()).dtype
+    image, reference = batch.image.to(state.device, dtype), batch.reference.to(state.device)
     known = batch.known.to(state.device)
     state.optimiser.zero_grad(set_to_none=True)
-    logits = state.network(image)
-    value = state.loss(logits, reference, known)
+    workers = state.workers
+    logits = (state.shared or state.network)(image)
+    value = state.loss(logits, reference, known, join=workers.join if workers.count > 1 else None)
     _note_dice(state, logits[0].detach(), reference, batch.known)
     value.backward()
     del logits
@@ -184,18 +202,13 @@ def hash_seed(seed: int, step: int) -> int:
 
 
 def _build_optimiser(network: nn.Module, loss: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    heads, decayed, plain = [], [], list(loss.parameters())
+    members: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": list(loss.parameters()), "heads": []}
     for name, parameter in network.named_parameters():
-        if name.startswith("heads."):
-            heads.append(parameter)
-        elif parameter.ndim > 1 and name.endswith("weight"):
-            decayed.append(parameter)
-        else:
-            plain.append(parameter)
+        members[choose_group(name, parameter.ndim)].append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay, "factor": 1.0},
-        {"params": plain, "weight_decay": 0.0, "factor": 1.0},
-        {"params": heads, "weight_decay": 0.0, "factor": config.head_rate / config.rate},
+        {"params": members["decayed"], "weight_decay": config.weight_decay, "factor": 1.0},
+        {"params": members["plain"], "weight_decay": 0.0, "factor": 1.0},
+        {"params": members["heads"], "weight_decay": 0.0, "factor": config.head_rate / config.rate},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.99), eps=1e-8, fused=True)
