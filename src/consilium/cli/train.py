@@ -73,7 +73,7 @@ def train(
     budget = Budget(minutes=minutes, epochs=epochs, steps=steps)
     if (detect or is_cascade_run(run)) and (framework != "torch" or workers.count > 1):
         raise ConfigurationError(
-            "--detect: a cascade is trained by torch in one process; leave the others out."
+            "--detect: torch trains a cascade in one process. Leave out --framework and torchrun."
         )
     if is_cascade_run(run):
         _check_resume(run, resume)
@@ -107,17 +107,13 @@ def train(
         )
         with progress_bar() as progress:
             chosen = start_run(opened, run, config, budget, progress=progress)
-    return _train(opened, chosen)
+    return _train(frame, opened, chosen)
 
 
-def _train(opened: Dataset, chosen: Run) -> int:
+def _train(frame: TrainingFramework, opened: Dataset, chosen: Run) -> int:
     """Train until the budget is spent or Ctrl-C; returns the exit code."""
     for reason in chosen.plan.reasons:
         console.print(reason, markup=False, highlight=False)
-    return _train_with(frame, opened, chosen)
-
-
-def _train_with(frame: TrainingFramework, opened: Dataset, chosen: Run) -> int:
     workers = frame.workers
     with stop_on_interrupt() as should_stop, _progress_of(workers) as progress:
         parts = prepare_run(opened, chosen, progress=progress)
