@@ -66,12 +66,11 @@ def train(
     [bold]torchrun --nproc-per-node 2 -m consilium train DATASET RUN[/bold]
     """
     frame = _choose_framework(framework)
-    workers = frame.workers
     opened = open_dataset(dataset)
     if minutes is None and epochs is None and steps is None:
         epochs = DEFAULT_EPOCHS
     budget = Budget(minutes=minutes, epochs=epochs, steps=steps)
-    if (detect or is_cascade_run(run)) and (framework != "torch" or workers.count > 1):
+    if (detect or is_cascade_run(run)) and (framework != "torch" or frame.workers.count > 1):
         raise ConfigurationError(
             "--detect: torch trains a cascade in one process. Leave out --framework and torchrun."
         )
@@ -88,9 +87,9 @@ def train(
         )
         return cascades.start(opened, run, settings, budget)
     # The first worker makes what the others then find: the run's folder, and the cache of prepared cases.
-    if not workers.leads:
+    if not frame.workers.leads:
         console.quiet = True
-        workers.wait()
+        frame.workers.wait()
         chosen = open_run(run)
     elif resume or (run / CONFIG).exists():
         chosen = _resume(run, resume)
