@@ -58,7 +58,7 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client
         command = [sys.executable, "-c", SERVER, str(folder), str(listener.fileno()), TOKEN]
         process = subprocess.Popen(command, pass_fds=[listener.fileno()])
     origin = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=origin, headers={"Origin": origin}, timeout=30) as client:
+    with httpx.Client(base_url=origin, headers={"Origin": origin}, timeout=120) as client:
         client.cookies.set(COOKIE, TOKEN)
         try:
             yield process, client

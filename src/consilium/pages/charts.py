@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 74, 12, 14, 40
 COLOURS = 9
 TICKS = 5
 
