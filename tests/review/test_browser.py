@@ -97,7 +97,10 @@ def open_case(page: Any) -> str:
     case_id: str = link.inner_text()
     link.click()
     page.locator(".source.selected").wait_for()
-    page.locator(".pane.main[data-drawn]").wait_for()
+    page.wait_for_function(  # the first contour to arrive may move the slice
+        """() => window.consilium.view.selected?.mask
+        && window.consilium.panes[0].element.dataset.drawn === `axial/${window.consilium.view.position[0]}`"""
+    )
     return case_id
 
 
