@@ -71,7 +71,7 @@ def test_nan_is_shown_as_a_dash_and_flagged_rows_are_marked() -> None:
     table = TableBlock(title="t", columns=["a"], rows=[[float("nan")], [2.0]], flagged=frozenset({1}))
     html = render_page("x", [Section(title="s", blocks=[table])])
     assert '<td class="number">–</td>' in html
-    assert re.search(r'<tr class="flagged"><td class="number">2</td>', html)
+    assert re.search(r'<tr class="flagged"><td class="number">2\.000</td>', html)
 
 
 def test_an_outline_is_drawn_in_its_colour_around_the_mask() -> None:

@@ -23,6 +23,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from consilium.errors import ConfigurationError, ConsiliumError
+from consilium.pages.numbers import format_number
 from consilium.types import Progress
 
 console = Console()
@@ -96,7 +97,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}" if value == value else "–"
+        return format_number(value)
     return str(value)
 
 

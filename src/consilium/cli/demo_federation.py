@@ -33,7 +33,7 @@ presence_s = 10
 keep_updates = true
 
 [training]
-steps_per_round = 8
+steps_per_round = 16
 validate_every = 4
 personal_steps = 20
 memory_gib = 4

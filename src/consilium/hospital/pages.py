@@ -6,7 +6,7 @@ from pathlib import Path
 
 from consilium.federation.contribution import Contribution
 from consilium.federation.reciprocity import CHOICES, NEVER_WORSE_BY, Statement
-from consilium.hospital.comparison import ALONE, FEDERATED, Comparison
+from consilium.hospital.comparison import FEDERATED, Comparison
 from consilium.hospital.outcome import Figures, Outcome
 from consilium.pages.page import Section, TableBlock, Text, write_page
 
@@ -125,7 +125,7 @@ def cross_table(comparison: Comparison) -> TableBlock:
         columns=["model", *(f"at {site}" for site in sites)],
         rows=rows,
         note="Over the structures that the hospital contours.",
-        flagged=frozenset(k for k, (model, *_) in enumerate(rows) if not str(model).endswith(ALONE)),
+        flagged=frozenset(k for k, (model, *_) in enumerate(rows) if model == FEDERATED),
     )
 
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 import consilium
 from consilium.pages.charts import Chart, chart_csv, chart_svg, legend
+from consilium.pages.numbers import format_number
 
-CELL_DIGITS = 4
 RANGE = re.compile(r"-?[\d.]+ to -?[\d.]+")
 
 
@@ -117,7 +117,7 @@ def format_cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.{CELL_DIGITS}g}"
+        return format_number(value)
     return str(value)
 
 
