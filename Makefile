@@ -2,7 +2,8 @@
 #   make demo                 the main job on phantom hospitals (DATA=folder: on your own images)
 #   make demo-flare           the same as four processes over NVIDIA FLARE and mutual TLS on loopback
 #   make test                 the default test suite
-#   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9
+#   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9 (SLOW=1: 200
+#                             series, 20 kills)
 #   make test-browser         the review page in Chromium, where it is installed
 #   make test-federation      hospitals as real processes over mTLS, in an environment of its own; faults included
 #   make test-tensorflow      what needs TensorFlow, in an environment of its own beside .venv
@@ -44,7 +45,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 test-node: setup
-	$(BIN)/python -m pytest -q -m network tests/node
+	$(BIN)/python -m pytest -q -m '$(if $(SLOW),network,network and not slow)' tests/node
 
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser

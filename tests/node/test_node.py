@@ -1,6 +1,7 @@
 """A whole node on loopback: what is received, contoured, sent, refused, and what survives."""
 
 import os
+import socket
 import ssl
 import subprocess
 import threading
@@ -136,6 +137,24 @@ def test_strangers_are_rejected_and_listed(tmp_path: Path, pacs: Pacs) -> None:
     with running(settings(tmp_path / "node", pacs)) as node:
         assert associate(node.port, called="OTHER").is_rejected
         assert associate(node.port).is_established
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # the library's thread may find its socket closed
+def test_connections_that_ask_for_nothing_keep_no_sender_out(tmp_path: Path, pacs: Pacs) -> None:
+    with running(settings(tmp_path, pacs, max_associations=2)) as node:
+        for _ in range(12):
+            socket.create_connection((LOOPBACK, node.port)).close()
+        assert until(lambda: _is_taken(node.port), timeout_s=10)
+
+
+def _is_taken(port: int) -> bool:
+    assoc = associate(port)
+    taken = bool(assoc.is_established)
+    if taken:
+        assoc.release()
+    return taken
 
 
 def test_malformed_objects_are_refused_and_listed_and_the_others_taken(tmp_path: Path, pacs: Pacs) -> None:

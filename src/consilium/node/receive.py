@@ -52,6 +52,8 @@ STATUS = {
 REJECTED_PERMANENTLY, BY_SERVICE_USER = 0x01, 0x01
 CALLING_UNKNOWN, CALLED_UNKNOWN = 0x03, 0x07
 """Reasons of a rejection (DICOM PS3.8 table 9-21)."""
+REQUEST_S = 20.0
+"""Who opens a connection has so long to ask for an association: it counts as one meanwhile."""
 
 
 class Receiver:
@@ -85,7 +87,8 @@ class Receiver:
         self._entity.require_calling_aet = list(self._senders)
         self._entity.require_called_aet = True
         self._entity.network_timeout = settings.idle_s
-        self._entity.acse_timeout = self._entity.dimse_timeout = settings.idle_s
+        self._entity.dimse_timeout = settings.idle_s
+        self._entity.acse_timeout = min(settings.idle_s, REQUEST_S)
         for sop_class in (Verification, CTImageStorage, EnhancedCTImageStorage, RTStructureSetStorage):
             self._entity.add_supported_context(sop_class, list(SYNTAXES))
 
@@ -104,7 +107,7 @@ class Receiver:
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_RELEASED, self._released),
             (evt.EVT_ABORTED, self._cut_off),
-            (evt.EVT_CONN_CLOSE, self._cut_off),
+            (evt.EVT_CONN_CLOSE, self._closed),
         ]
         tls = self._settings.tls
         try:
@@ -162,6 +165,13 @@ class Receiver:
     def _cut_off(self, event: Any) -> None:
         self._end(event, released=False)
 
+    def _closed(self, event: Any) -> None:
+        self._end(event, released=False)
+        if event.assoc.requestor.primitive is None:
+            # Opened and closed without a request, as programs do that watch a port: the library would wait
+            # for one until its time is out, and let the connection count as an association meanwhile.
+            event.assoc.dul.to_user_queue.put(None)
+
     def _end(self, event: Any, *, released: bool) -> None:
         association = self._associations.pop(event.assoc, None)
         if association is not None:
@@ -173,4 +183,5 @@ def silence_network_logs() -> None:
     for name in ("pynetdicom", "pydicom", "dicomweb_client", "urllib3"):
         logger = logging.getLogger(name)
         logger.propagate = False
+        logger.setLevel(logging.CRITICAL + 1)
         logger.handlers[:] = [logging.NullHandler()]
