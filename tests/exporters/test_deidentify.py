@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.misc import is_dicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import RLELossless, RTDoseStorage, SecondaryCaptureImageStorage
 
@@ -17,7 +18,7 @@ from consilium.exporters.deidentify import Deidentifier, check_accepted, deident
 from consilium.geometry.volume import Volume
 from consilium.phantoms.dicom import SeriesIdentity, write_series, write_structures
 from consilium.standards.names import propose_name
-from tests.data import shared_data
+from tests.data import shared_data, unpacked
 from tests.geometry.grids import grid
 
 CANARY = "CANARY"
@@ -287,3 +288,32 @@ def test_a_real_study_keeps_its_references(tmp_path: Path) -> None:
         copy.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
     )
     assert {i.ReferencedSOPInstanceUID for i in series.ContourImageSequence} <= instances
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # a station name of 18 characters
+@pytest.mark.parametrize("name", [f"STS_00{k}" for k in range(1, 5)])
+def test_a_sarcoma_study_refers_to_what_it_referred_to(name: str, tmp_path: Path) -> None:
+    folder = unpacked(f"sts/{name}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and is_dicom(path))
+    assert not deidentify_folder(files, tmp_path / "out", DEIDENTIFIER)
+    before = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+    after = [pydicom.dcmread(path, stop_before_pixels=True) for path in (tmp_path / "out").rglob("*.dcm")]
+    (original,), (copy,) = of_kind(before, "RTSTRUCT"), of_kind(after, "RTSTRUCT")
+    found = _references(original) & _named(before)
+    assert found, "the series and the frame of reference"
+    assert _references(copy) & _named(after) == {DEIDENTIFIER.uid(own) for own in found}
+
+
+def _references(structures: Dataset) -> set[str]:
+    names = {"ReferencedSOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"}
+    return {str(element.value) for element in structures.iterall() if element.keyword in names}
+
+
+def _named(objects: list[Dataset]) -> set[str]:
+    return {
+        str(one.get(name))
+        for one in objects
+        if one.Modality != "RTSTRUCT"
+        for name in ("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    }

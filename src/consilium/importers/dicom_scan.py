@@ -24,7 +24,7 @@ from pydicom.uid import (
 from consilium.cases.case import Finding
 from consilium.errors import RefusedInput
 from consilium.importers.attributes import Attributes, read_attributes
-from consilium.importers.dicom_file import is_dicom, short_uid
+from consilium.importers.dicom_file import EXPORT_AGAIN, is_dicom, short_uid
 from consilium.importers.dicom_series import SeriesHeader, SliceHeader
 from consilium.importers.slice_headers import (
     SLICE_KEYWORDS,
@@ -169,6 +169,12 @@ def _check_wanted(attributes: Attributes, modalities: Sequence[str]) -> None:
         raise LeftOut("DICOMDIR (the files are found without it)")
     if sop_class == RTSTRUCT or sop_class in SEGMENTATIONS:
         return
+    if not sop_class:
+        raise RefusedInput(
+            "DICOM file",
+            "must say what kind of object it is (SOP Class UID); it does not: it is cut off or damaged.",
+            EXPORT_AGAIN,
+        )
     if sop_class not in SINGLE_FRAME | MULTI_FRAME:
         raise LeftOut(f"{_class_name(sop_class)} (no volume of CT slices)")
     modality = attributes.text("Modality")
@@ -183,7 +189,7 @@ def _check_wanted(attributes: Attributes, modalities: Sequence[str]) -> None:
 
 def _class_name(sop_class: str) -> str:
     """The standard's name of a kind of object; what is no name of the standard is not quoted."""
-    name = UID(sop_class).name if sop_class else "no SOP class"
+    name = UID(sop_class).name
     return "private or unknown kind of object" if name == sop_class else name
 
 
