@@ -1,17 +1,20 @@
 """Training a network for adaptation, and what it does with an earlier day."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
 from consilium.adaptation.refine import refine
-from consilium.errors import ConfigurationError
+from consilium.errors import CheckpointError, ConfigurationError
 from consilium.inference.contour import contour_volume
 from consilium.inference.model import Model, load_model
-from consilium.inference.preprocess import Prior
+from consilium.inference.preprocess import PRIOR_REACH_MM, Prior, depth_in
 from consilium.inference.sliding_window import predict_windows
 from consilium.inference.whole_volume import predict_whole
 from consilium.metrics.overlap import dice
@@ -38,9 +41,9 @@ def test_the_earlier_day_is_the_same_patient_a_little_elsewhere() -> None:
     prior = earlier_day(image, masks, known, spacing_zyx_mm=(3, 3, 3), rng=rng)
     again = earlier_day(image, masks, known, spacing_zyx_mm=(3, 3, 3), rng=np.random.default_rng(0))
     np.testing.assert_array_equal(prior.image, again.image)
-    assert not prior.masks[1].any(), "a structure that is not known was not drawn"
-    assert 0.6 < dice(masks[0], prior.masks[0] > 0.5) < 1
-    inside, outside = prior.image[prior.masks[0] > 0.9], prior.image[prior.masks[0] < 0.1]
+    assert (prior.depth_mm[1] == -PRIOR_REACH_MM).all(), "a structure that is not known was not drawn"
+    assert 0.6 < dice(masks[0], prior.depth_mm[0] > 0) < 1
+    inside, outside = prior.image[prior.depth_mm[0] > 2], prior.image[prior.depth_mm[0] < -2]
     assert inside.mean() - outside.mean() == pytest.approx(130, abs=15), "image and structure move together"
 
 
@@ -68,10 +71,47 @@ def test_the_network_follows_its_prior_and_the_image(model: Model) -> None:
     assert refined > dice(truth["Bladder"], carried) + 0.02
 
 
+def test_the_depth_of_a_slab_is_known_on_paper() -> None:
+    mask = np.zeros((3, 20, 3), bool)
+    mask[:, 8:12] = True
+    depth = depth_in(mask, (2.0, 2.0, 2.0))
+    np.testing.assert_allclose(depth[1, 4:16, 1], [-7, -5, -3, -1, 1, 3, 3, 1, -1, -3, -5, -7])
+    assert depth[1, 0, 1] == -PRIOR_REACH_MM
+    assert (depth_in(np.zeros((3, 4, 5), bool), (2, 2, 2)) == -PRIOR_REACH_MM).all()
+    assert (depth_in(np.ones((3, 4, 5), bool), (2, 2, 2)) == PRIOR_REACH_MM).all()
+
+
+def test_a_network_that_says_nothing_leaves_the_propagated_contours_where_they_are(model: Model) -> None:
+    case = small_case(78)
+    grid = case.image.grid
+    truth = {a.structure: a.mask().astype(bool) for a in case.annotations if a.mask is not None}
+    shape = StructureShape.of(truth["Bladder"], grid)
+    assert shape is not None
+    field = np.full((3, *grid.shape_zyx), 2.3, np.float32)
+    moved = Deformation(field, grid, np.eye(4))
+    silent = replace(model, network=copy.deepcopy(model.network))
+    with torch.no_grad():
+        for head in silent.network.heads:
+            head.weight.zero_()
+            head.bias.zero_()
+    found = refine(silent, case.image, case.image, moved, {"Bladder": shape})
+    carried = shape.carried(moved, grid)
+    assert dice(found.mask("Bladder", carried, grid), carried) > 0.97
+
+
+def test_a_network_of_an_earlier_version_is_refused(model: Model) -> None:
+    case = small_case(78)
+    old = replace(model, description=replace(model.description, card={}))
+    still = Deformation(np.zeros((3, *case.image.grid.shape_zyx), np.float32), case.image.grid, np.eye(4))
+    with pytest.raises(CheckpointError, match="Train it again"):
+        refine(old, case.image, case.image, still, {})
+
+
 def test_windows_see_the_same_prior_as_a_whole_pass(model: Model) -> None:
     rng = np.random.default_rng(1)
     image = rng.integers(-100, 100, (16, 24, 24)).astype(np.int16)
-    prior = Prior(image=image.astype(np.float32), masks=rng.random((2, 16, 24, 24), dtype=np.float32))
+    depth = rng.uniform(-9, 9, (2, 16, 24, 24)).astype(np.float32)
+    prior = Prior(image=image.astype(np.float32), depth_mm=depth)
     whole = predict_whole(model, image, prior)
     # A window as large as the image is the whole pass.
     np.testing.assert_allclose(predict_windows(model, image, (16, 24, 24), prior=prior), whole, atol=1e-5)

@@ -1,5 +1,6 @@
 """Structures of the planning CT on the repeat CT: their signed distance is warped."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,9 @@ from scipy import ndimage
 
 from consilium.adaptation.deformation import Deformation
 from consilium.errors import GeometryError
-from consilium.geometry.crop import Box, put_back
+from consilium.geometry.crop import Box
 from consilium.geometry.volume import Grid, Volume
+from consilium.inference.preprocess import PRIOR_REACH_MM, depth_in
 from consilium.metrics.distance import distances_to_nearest
 from consilium.types import FloatArray, Mask, Shape
 
@@ -43,13 +45,27 @@ class StructureShape:
 
     def carried(self, deformation: Deformation, grid: Grid) -> Mask:
         """Where the structure is on a grid of the repeat CT: bool (Z, Y, X)."""
-        target = self._reached(deformation, grid)
-        if target is None:
-            return np.zeros(grid.shape_zyx, dtype=np.bool_)
-        lowest = float(self.distance_mm.array.min())
-        part = deformation.warp(self.distance_mm, grid.cropped(target), fill=lowest)
-        inside: Mask = put_back(np.asarray(part.array > 0), target, grid.shape_zyx, fill=0)
+        inside = np.zeros(grid.shape_zyx, dtype=np.bool_)
+        for box, distance in self._distance(deformation, grid):
+            inside[box.slices()] = distance > 0
         return inside
+
+    def depth_carried(self, deformation: Deformation, grid: Grid) -> FloatArray:
+        """The same as `consilium.inference.preprocess.depth_in`, between voxels too where the surface is."""
+        depth = depth_in(self.carried(deformation, grid), grid.spacing_zyx_mm)
+        known = min(*self.distance_mm.grid.spacing_zyx_mm, PRIOR_REACH_MM)
+        for box, distance in self._distance(deformation, grid):
+            exact = np.abs(distance) <= known
+            depth[box.slices()][exact] = distance[exact]
+        return depth
+
+    def _distance(self, deformation: Deformation, grid: Grid) -> Iterator[tuple[Box, FloatArray]]:
+        """The warped distance in the one box of ``grid`` that may hold the structure; nothing without one."""
+        target = self._reached(deformation, grid)
+        if target is not None:
+            lowest = float(self.distance_mm.array.min())
+            part = deformation.warp(self.distance_mm, grid.cropped(target), fill=lowest)
+            yield target, np.asarray(part.array)
 
     def _reached(self, deformation: Deformation, grid: Grid) -> Box | None:
         """The box of ``grid`` that may hold the structure; None where nothing of it can be.

@@ -8,11 +8,12 @@ from scipy import ndimage
 
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
+from consilium.errors import CheckpointError
 from consilium.geometry.volume import Grid, Volume
 from consilium.inference.contour import probabilities_of_image
-from consilium.inference.model import Model
+from consilium.inference.model import PRIOR_CARD, Model
 from consilium.inference.postprocess import keep_largest_component
-from consilium.inference.preprocess import AIR, Prior, map_to_grid, prepare_image
+from consilium.inference.preprocess import AIR, PRIOR_REACH_MM, Prior, map_to_grid, prepare_image
 from consilium.types import FloatArray, Mask, Progress, no_progress
 
 SOFTNESS_MM = 3.0
@@ -71,16 +72,25 @@ def refine(
         deformation: Between them.
         shapes: Of the planning structures.
         progress: Told while the network works.
+
+    Raises:
+        CheckpointError: A network for adaptation of an earlier version.
     """
+    if model.description.takes_prior and not PRIOR_CARD.items() <= model.description.card.items():
+        raise CheckpointError(
+            "model: a network for adaptation must be one whose output is added to the earlier contours; this "
+            "one was trained by an earlier version. Train it again with consilium train --adaptation."
+        )
     prepared = prepare_image(repeat, model.preprocessing)
     known = [name for name in model.structures if name in shapes]
     if model.description.takes_prior:
         warped = deformation.warp(planning, prepared.grid, fill=AIR).array
-        masks = np.zeros((len(model.structures), *prepared.grid.shape_zyx), dtype=np.float32)
+        shape = (len(model.structures), *prepared.grid.shape_zyx)
+        depth = np.full(shape, -PRIOR_REACH_MM, dtype=np.float32)
         for s, name in enumerate(model.structures):
             if name in shapes:
-                masks[s] = shapes[name].carried(deformation, prepared.grid)
-        prior = Prior(image=warped, masks=masks)
+                depth[s] = shapes[name].depth_carried(deformation, prepared.grid)
+        prior = Prior(image=warped, depth_mm=depth)
         found = probabilities_of_image(model, prepared.array, prior, progress=progress)
         probability = {name: found[model.structures.index(name)] for name in known}
     else:

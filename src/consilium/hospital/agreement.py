@@ -64,7 +64,7 @@ class Agreement:
     def build_initial(self) -> Parameters:
         """The first model, which everybody can make: weights from the seed, outputs at the prior."""
         network = build_network(replace(self.plan.network, bf16=False), seed=self.config.seed)
-        set_output_prior(network, list(self.prior))
+        set_output_prior(network, self.plan.output_start(self.prior))
         return {name: value.detach().numpy().copy() for name, value in network.state_dict().items()}
 
 

@@ -25,6 +25,8 @@ MODEL_VERSION = 1
 MODEL_SUFFIX = ".consilium"
 BEST = "best.safetensors"
 HEADER = "consilium"
+PRIOR_CARD = {"prior": "added"}
+"""In the card of a network for adaptation: its output is added to the earlier contours (others' were not)."""
 
 
 def channels_with_prior(channels: int, structures: int) -> int:

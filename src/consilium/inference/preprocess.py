@@ -23,6 +23,12 @@ CT_WINDOWS = ((-1000.0, 1000.0), (-160.0, 240.0))
 """Everything, and soft tissue in fine steps: one channel each."""
 
 OTHER_WINDOWS = ((-1000.0, 1000.0),)
+PRIOR_REACH_MM = 9.0
+"""How far from an earlier surface a network for adaptation is told its distance."""
+
+PRIOR_SOFTNESS_MM = 1.5
+"""So far inside an earlier contour its odds are e to 1."""
+
 SAME_SPACING = 0.01
 BODY_ABOVE = -500
 BODY_STEP_MM = 4.0
@@ -172,18 +178,59 @@ class Prior:
 
     Args:
         image: (Z, Y, X): the earlier image, laid on today's.
-        masks: (S, Z, Y, X) float32 in [0, 1]: the earlier structures, likewise; 0 where one was not drawn.
+        depth_mm: (S, Z, Y, X) float32: how deep each voxel lies in the earlier structures, likewise; see
+            `depth_in`. ``-PRIOR_REACH_MM`` throughout where one was not drawn.
     """
 
     image: Array
-    masks: FloatArray
+    depth_mm: FloatArray
+
+
+def depth_in(mask: Mask, spacing_zyx_mm: Triple) -> FloatArray:
+    """Distance to a mask's surface in mm, positive inside, no more than ``PRIOR_REACH_MM`` either way.
+
+    Args:
+        mask: (Z, Y, X) bool; an empty one is out of reach everywhere.
+        spacing_zyx_mm: Of its voxels, whose faces are the surface.
+
+    Returns:
+        (Z, Y, X) float32.
+    """
+    depth = np.full(mask.shape, -PRIOR_REACH_MM, dtype=np.float32)
+    box = Box.around(mask)
+    if box is None:
+        return depth
+    z, y, x = (math.ceil(PRIOR_REACH_MM / s) + 1 for s in spacing_zyx_mm)
+    near = box.grown((z, y, x)).clipped((mask.shape[0], mask.shape[1], mask.shape[2])).slices()
+    inside = mask[near]
+    own = ndimage.distance_transform_edt(inside, sampling=spacing_zyx_mm)
+    other = ndimage.distance_transform_edt(~inside, sampling=spacing_zyx_mm)
+    half = min(spacing_zyx_mm) / 2
+    signed = np.where(inside, own - half, half - other)
+    if inside.all():
+        signed[:] = PRIOR_REACH_MM
+    depth[near] = np.clip(signed, -PRIOR_REACH_MM, PRIOR_REACH_MM)
+    return depth
 
 
 def to_prior_channels(prior: Prior, windows: tuple[tuple[float, float], ...]) -> Tensor:
     """The channels (C + S, Z, Y, X) that stand behind the image's own: earlier image, then structures."""
     image = to_channels(torch.from_numpy(np.ascontiguousarray(prior.image)), windows)
-    masks = torch.from_numpy(np.ascontiguousarray(prior.masks, dtype=np.float32))
-    return torch.cat([image, masks * 2 - 1])
+    depth = torch.from_numpy(np.ascontiguousarray(prior.depth_mm, dtype=np.float32))
+    return torch.cat([image, depth / PRIOR_REACH_MM])
+
+
+def prior_logits(channels: Tensor, structures: int) -> Tensor:
+    """What a network for adaptation adds to: the logits (B, S, Z, Y, X) of the earlier structures alone.
+
+    So a network that says nothing leaves the earlier contours where they are, and one learns only by how
+    much they are to move.
+
+    Args:
+        channels: (B, C, Z, Y, X): all that the network sees.
+        structures: Number S.
+    """
+    return channels[:, -structures:] * (PRIOR_REACH_MM / PRIOR_SOFTNESS_MM)
 
 
 def find_body(volume: Volume, margin_mm: float) -> Box:

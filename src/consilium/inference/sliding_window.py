@@ -7,7 +7,7 @@ import numpy as np
 
 from consilium.geometry.crop import Box, crop_or_pad
 from consilium.inference.model import Model
-from consilium.inference.preprocess import AIR, Prior
+from consilium.inference.preprocess import AIR, PRIOR_REACH_MM, Prior
 from consilium.inference.whole_volume import predict_logits
 from consilium.types import Array, FloatArray, Progress, Shape, no_progress
 
@@ -80,4 +80,6 @@ def predict_windows(
 
 
 def _prior_part(prior: Prior, box: Box) -> Prior:
-    return Prior(image=crop_or_pad(prior.image, box, AIR), masks=crop_or_pad(prior.masks, box))
+    return Prior(
+        image=crop_or_pad(prior.image, box, AIR), depth_mm=crop_or_pad(prior.depth_mm, box, -PRIOR_REACH_MM)
+    )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from consilium.inference.model import Model
-from consilium.inference.preprocess import Prior, to_channels, to_prior_channels
+from consilium.inference.preprocess import Prior, prior_logits, to_channels, to_prior_channels
 from consilium.types import Array, FloatArray
 
 
@@ -16,8 +16,11 @@ def predict_logits(model: Model, image: Array, prior: Prior | None = None) -> Te
         channels = to_channels(torch.from_numpy(image).to(model.device), windows)
         if prior is not None:
             channels = torch.cat([channels, to_prior_channels(prior, windows).to(model.device)])
-        logits: Tensor = model.network(channels.unsqueeze_(0))[0][0]
-        return logits.float()
+        channels = channels.unsqueeze_(0)
+        logits: Tensor = model.network(channels)[0].float()
+        if prior is not None:
+            logits = logits + prior_logits(channels, len(model.structures))
+        return logits[0]
 
 
 def predict_whole(model: Model, image: Array, prior: Prior | None = None) -> FloatArray:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from consilium.errors import CheckpointError
+from consilium.errors import CheckpointError, ConfigurationError
 from consilium.networks.build import build_network, set_output_prior
 from consilium.tensorflow.optimiser import AdamW
 from consilium.tensorflow.state import LOSS_PREFIX, TensorflowState, start_state
@@ -27,7 +27,16 @@ the other's memory."""
 
 
 def start(plan: Plan, config: TrainingConfig, prior: list[float]) -> TensorflowState:
-    """The state before the first step: the same first weights as torch's for the same seed."""
+    """The state before the first step: the same first weights as torch's for the same seed.
+
+    Raises:
+        ConfigurationError: A network for adaptation.
+    """
+    if plan.takes_prior:
+        raise ConfigurationError(
+            "training: networks for adaptation are trained in PyTorch only; this one was asked for in "
+            "TensorFlow. Leave out --framework tensorflow, or --adaptation."
+        )
     network = build_network(plan.network_for(bf16=False), seed=config.seed)
     set_output_prior(network, prior)
     parameters = {name: value.detach().numpy() for name, value in network.state_dict().items()}

@@ -1,11 +1,11 @@
 """The plan: what the data and the memory at hand decide about a training, with the reasons in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from consilium.errors import CheckpointError, ConfigurationError
-from consilium.inference.model import ModelDescription
+from consilium.inference.model import PRIOR_CARD, ModelDescription
 from consilium.inference.preprocess import Preprocessing
 from consilium.networks.config import NetworkConfig
 from consilium.types import Shape
@@ -58,6 +58,10 @@ class Plan:
         """Whether the network is one for adaptation."""
         return self.network.in_channels != self.preprocessing.channels
 
+    def output_start(self, prior: Sequence[float]) -> list[float]:
+        """Where outputs start: at each structure's share of voxels, or undecided on top of an earlier day."""
+        return [0.5] * len(self.structures) if self.takes_prior else list(prior)
+
     def network_for(self, *, bf16: bool) -> NetworkConfig:
         """The network as this machine should compute it."""
         return replace(self.network, bf16=bf16)
@@ -69,7 +73,7 @@ class Plan:
             preprocessing=self.preprocessing,
             network=self.network,
             window_zyx=self.patch_zyx,
-            card=dict(card or {}),
+            card=dict(card or {}) | (PRIOR_CARD if self.takes_prior else {}),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from consilium.errors import RunError
 from consilium.inference.device import choose_device, has_fast_bf16
 from consilium.inference.model import Model
-from consilium.losses.multiscale import MultiScaleLoss
+from consilium.inference.preprocess import prior_logits
+from consilium.losses.multiscale import MultiScaleLoss, downsample_reference
 from consilium.networks.build import build_network, set_output_prior
 from consilium.networks.parameters import choose_group
 from consilium.training.batch import Batch
@@ -46,6 +47,7 @@ class TrainingState:
         recent_loss: [sum, number] of the loss over the same steps.
         workers: The processes that train together; see `share_between`.
         shared: The network as all workers run it; None with one.
+        takes_prior: Whether the network is one for adaptation: its output is added to the earlier contours.
     """
 
     network: nn.Module
@@ -62,6 +64,7 @@ class TrainingState:
     recent_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     workers: Workers = field(default_factory=Workers)
     shared: nn.Module | None = None
+    takes_prior: bool = False
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every trained parameter with its name: the network's, then the loss's."""
@@ -90,7 +93,7 @@ def start_training(
     if network is None:
         network_config = plan.network_for(bf16=plan.network.bf16 and has_fast_bf16(device))
         network = build_network(network_config, seed=config.seed)
-        set_output_prior(network, prior)
+        set_output_prior(network, plan.output_start(prior))
     network.to(device).train()
     scales = max(1, len(config.scale_weights))
     loss = (
@@ -106,6 +109,7 @@ def start_training(
         watch=OverfittingWatch(action=config.watch),
         device=device,
         recent=[[0.0, 0.0] for _ in plan.structures],
+        takes_prior=plan.takes_prior,
     )
     if config.average:
         state.average = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -144,6 +148,9 @@ def take_step(
     state.optimiser.zero_grad(set_to_none=True)
     workers = state.workers
     logits = (state.shared or state.network)(image)
+    if state.takes_prior:
+        earlier = prior_logits(image, reference.shape[1])
+        logits = [one + downsample_reference(earlier, one.shape[2:]) for one in logits]
     value = state.loss(logits, reference, known, join=workers.join if workers.count > 1 else None)
     _note_dice(state, logits[0].detach(), reference, batch.known)
     value.backward()
