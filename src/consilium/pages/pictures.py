@@ -19,6 +19,7 @@ COLOURS = (
 SOFT_TISSUE_HU = (-160.0, 240.0)
 LUNG_HU = (-1350.0, 150.0)
 DPI = 110
+PANEL_INCHES = 3.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,9 @@ def draw_panels(
     """
     columns = max(1, min(columns, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    figure = MplFigure(figsize=(3.6 * columns, 3.9 * rows), layout="constrained")
-    axes = np.atleast_1d(np.array(figure.subplots(rows, columns))).reshape(-1)
+    heights = [_height(panels[row * columns : (row + 1) * columns]) for row in range(rows)]
+    figure = MplFigure(figsize=(PANEL_INCHES * columns, sum(heights)), layout="constrained")
+    axes = np.atleast_1d(np.array(figure.subplots(rows, columns, height_ratios=heights))).reshape(-1)
     labels = list(dict.fromkeys(label for panel in panels for label in panel.outlines))
     colour_of = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)} | dict(colours or {})
     for axis in axes:
@@ -64,6 +66,12 @@ def draw_panels(
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=8)
     return _png(figure)
+
+
+def _height(row: Sequence[Panel]) -> float:
+    """Inches of a row of panels with their titles: as high as its highest, but no higher than wide."""
+    sizes = [np.multiply(panel.image.shape, panel.spacing_yx) for panel in row]
+    return PANEL_INCHES * min(1.0, max((float(y / x) for y, x in sizes), default=1.0)) + 0.3
 
 
 def draw_curves(
