@@ -6,7 +6,7 @@
 #                             series, 20 kills)
 #   make test-browser         the review page in Chromium, where it is installed
 #   make test-federation      hospitals as real processes over mTLS, in an environment of its own; faults included
-#   make test-tensorflow      what needs TensorFlow, in an environment of its own beside .venv
+#   make test-tensorflow      what needs TensorFlow, with hospitals over FLARE, in an environment of its own beside .venv
 #   make setup                only the environment, in .venv
 
 PYTHON ?= python3
@@ -61,15 +61,15 @@ demo-flare: $(FEDERATION_STAMP)
 test-federation: $(FEDERATION_STAMP)
 	$(ISOLATED) $(FEDERATION)/bin/python -m pytest -q -n 2 -m '$(if $(SLOW),network,network and not slow)' tests/federation
 
-# It sees the packages of .venv: beside them TensorFlow alone is installed.
+# It sees the packages of .venv: beside them TensorFlow and FLARE alone are installed.
 $(TENSORFLOW_STAMP): $(STAMP)
 	test -x $(TENSORFLOW)/bin/python || $(PYTHON) -m venv $(TENSORFLOW)
 	$(BIN)/python -c $(PURELIB) > "$$($(TENSORFLOW)/bin/python -c $(PURELIB))/beside.pth"
-	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,test]'
+	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,federation,test]'
 	@touch $(TENSORFLOW_STAMP)
 
 test-tensorflow: $(TENSORFLOW_STAMP)
-	$(TENSORFLOW)/bin/python -m pytest -q -n 2 tests/tensorflow
+	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not gpu and not browser' tests/tensorflow
 
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks

@@ -20,7 +20,7 @@ The gain over naive (bar +0.10) stands above it: every organ is one that sites l
 import argparse
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,7 +68,15 @@ class Setting:
     judges: list[PreparedCase]
 
 
-def build_setting(folder: Path, *, patients: int, seed: int, rounds: int, steps: int) -> Setting | None:
+def build_setting(
+    folder: Path,
+    *,
+    patients: int,
+    seed: int,
+    rounds: int,
+    steps: int,
+    organs_by_site: Mapping[str, Collection[str]] = ORGANS_BY_SITE,
+) -> Setting | None:
     """Cases shared out among sites, each with the organs it is left with; None without the data."""
     dataset = openkbp(folder / "dataset", patients=patients)
     if dataset is None:
@@ -88,9 +96,9 @@ def build_setting(folder: Path, *, patients: int, seed: int, rounds: int, steps:
     judges = prepare_cases(dataset, split.validation, plan.structures, plan.preprocessing)
     order = np.random.default_rng([SEED, seed]).permutation(len(training))
     by_site: dict[str, list[PreparedCase]] = {}
-    for k, (site, organs) in enumerate(ORGANS_BY_SITE.items()):
+    for k, (site, organs) in enumerate(organs_by_site.items()):
         left = np.array([name in organs for name in plan.structures])
-        own = [training[i] for i in order[k :: len(ORGANS_BY_SITE)]]
+        own = [training[i] for i in order[k :: len(organs_by_site)]]
         cases = [replace(case, known=case.known & left) for case in own]
         by_site[site] = [case for case in cases if case.known.any()]
     everyone = [case for cases in by_site.values() for case in cases]

@@ -11,7 +11,6 @@ from consilium.inference.preprocess import Preprocessing
 from consilium.networks.config import NetworkConfig
 from consilium.training.batch import Batch
 from consilium.training.config import TrainingConfig
-from consilium.training.overfitting import OverfittingWatch
 from consilium.training.plan import Plan
 from consilium.training.state import TrainingState, start_training, take_step
 from consilium.types import Array
@@ -67,22 +66,40 @@ def start_pair(
     network: NetworkConfig, config: TrainingConfig, dtype: torch.dtype, *, plain_descent: bool = False
 ) -> Pair:
     """Both states from the same shaken weights."""
-    from consilium.tensorflow.state import start_state
-
-    built = build_shaken(network, dtype)
-    parameters: dict[str, Array] = {n: v.detach().numpy().copy() for n, v in built.named_parameters()}
-    structures = tuple(f"S{n}" for n in range(network.out_channels))
-    state = start_training(
-        _plan(network, structures), config, [0.1] * len(structures), device=torch.device("cpu"), network=built
-    )
-    state.loss.to(dtype)
+    state = start_torch(network, config, dtype)
     if plain_descent:
         groups = [
             {k: g[k] for k in ("params", "weight_decay", "factor")} for g in state.optimiser.param_groups
         ]
         state.optimiser = torch.optim.SGD(groups, lr=config.rate)  # type: ignore[assignment]
-    twin = start_state(network, parameters, config, structures=len(structures), plain_descent=plain_descent)
-    return Pair(state, twin, config)
+    return Pair(state, start_tensorflow(network, config, dtype, plain_descent=plain_descent), config)
+
+
+def start_torch(network: NetworkConfig, config: TrainingConfig, dtype: torch.dtype) -> TrainingState:
+    """Torch's state with shaken weights."""
+    structures = tuple(f"S{n}" for n in range(network.out_channels))
+    state = start_training(
+        _plan(network, structures),
+        config,
+        [0.1] * len(structures),
+        device=torch.device("cpu"),
+        network=build_shaken(network, dtype),
+    )
+    state.loss.to(dtype)
+    return state
+
+
+def start_tensorflow(
+    network: NetworkConfig, config: TrainingConfig, dtype: torch.dtype, *, plain_descent: bool = False
+) -> Any:
+    """TensorFlow's with the same weights."""
+    from consilium.tensorflow.state import start_state
+
+    shaken = build_shaken(network, dtype).named_parameters()
+    parameters: dict[str, Array] = {name: value.detach().numpy().copy() for name, value in shaken}
+    return start_state(
+        network, parameters, config, structures=network.out_channels, plain_descent=plain_descent
+    )
 
 
 def _plan(network: NetworkConfig, structures: tuple[str, ...]) -> Plan:
@@ -98,6 +115,3 @@ def _plan(network: NetworkConfig, structures: tuple[str, ...]) -> Plan:
         predicted_bytes=0,
         memory_bytes=0,
     )
-
-
-__all__ = ["SMALL", "OverfittingWatch", "Pair", "make_batch_of", "start_pair"]

@@ -4,32 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow: pip install 'consilium[tensorflow]'")
 
 import tensorflow as tf
 
 from consilium.cases.dataset import Dataset
-from consilium.federation.local import LocalTask, LocalUpdate, SiteResult
-from consilium.federation.parameters import Parameters
-from consilium.federation.settings import FederationSettings, SiteEnrolment
-from consilium.federation.simulation import simulate
+from consilium.federation.local import LocalTask
 from consilium.hospital.local_update import Hospital
-from consilium.networks.build import build_network
 from consilium.tensorflow.site import TENSORFLOW, get_memory, put_memory
-from consilium.tensorflow.state import start_state
-from consilium.training.data import PreparedCase, prepare_cases
-from consilium.training.loop import recipe_of
-from consilium.training.run_folder import Run
-from consilium.training.site import TORCH, SiteTask, update_at_site
-from consilium.training.start import split_labelled
-from consilium.training.state import start_training
+from consilium.training.site import update_at_site
 from tests.hospital.hospitals import make_dataset, make_settings, open_all, shared_plan
-from tests.training.small_dataset import Budget, small_config, small_dataset, small_plan
-
-ROUNDS, STEPS = 5, 2
-SITES = ("site-a", "site-b", "site-c")
+from tests.tensorflow.hospitals import ALL_TORCH, MIXED, Setting
+from tests.training.small_dataset import small_dataset
 
 
 @pytest.fixture(scope="module")
@@ -37,85 +24,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return small_dataset(tmp_path_factory.mktemp("data") / "dataset", cases=6)
 
 
-class Setting:
-    """One plan, three hospitals with two cases each."""
-
-    def __init__(self, dataset: Dataset, network: str) -> None:
-        self.config = small_config(
-            network=network, mode="patch", patch_zyx=(8, 12, 12), scale_weights=(1.0, 0.5), average=0.0
-        )
-        self.plan = small_plan(dataset, self.config)
-        split = split_labelled(dataset, self.config)
-        run = Run(
-            folder=Path("nowhere"), config=self.config, plan=self.plan, split=split, budget=Budget(steps=9)
-        )
-        self.cases = prepare_cases(dataset, dataset.case_ids, self.plan.structures, self.plan.preprocessing)
-        self.task = SiteTask(
-            plan=self.plan,
-            recipe=recipe_of(run),
-            config=self.config,
-            steps=STEPS,
-            total_steps=ROUNDS * STEPS,
-        )
-
-    def initial(self, dtype: torch.dtype) -> Parameters:
-        network = build_network(self.plan.network_for(bf16=False), seed=5).to(dtype)
-        return {name: value.detach().numpy().copy() for name, value in network.state_dict().items()}
-
-    def site(self, framework: str, cases: list[PreparedCase], dtype: torch.dtype) -> LocalUpdate:
-        network, initial = self.plan.network_for(bf16=False), self.initial(dtype)
-        if framework == "torch":
-            built = build_network(network, seed=5).to(dtype)
-            state = start_training(
-                self.plan, self.config, [0.1] * 2, device=torch.device("cpu"), network=built
-            )
-            state.loss.to(dtype)
-        else:
-            state = start_state(network, initial, self.config, structures=2)  # type: ignore[assignment]
-
-        def train(parameters: Parameters, *, round_number: int, task: LocalTask) -> SiteResult:
-            update = update_at_site(
-                state,
-                parameters,
-                cases,
-                self.task,
-                framework=TORCH if framework == "torch" else TENSORFLOW,
-            )
-            return SiteResult(
-                parameters=update.parameters,
-                weight=update.cases,
-                cases_by_structure=update.cases_by_structure,
-                metrics={"loss": update.loss},
-            )
-
-        return train
-
-    def federate(self, frameworks: tuple[str, ...], folder: Path) -> Parameters:
-        settings = FederationSettings(
-            name="mixed",
-            rounds=ROUNDS,
-            sites=tuple(SiteEnrolment(name=name, cases=2) for name in SITES),
-            quorum=3,
-            deadline_s=600.0,
-            give_up_s=900.0,
-        )
-        updates = {
-            name: self.site(framework, self.cases[2 * k : 2 * k + 2], torch.float64)
-            for k, (name, framework) in enumerate(zip(SITES, frameworks, strict=True))
-        }
-        return simulate(settings, self.initial(torch.float64), updates, folder)
-
-
 @pytest.mark.parametrize("network", ["unet3d", "iunet"])
 def test_a_mixed_federation_equals_one_of_torch_alone(dataset: Dataset, tmp_path: Path, network: str) -> None:
     tf.config.run_functions_eagerly(network == "iunet")
     try:
         setting = Setting(dataset, network)
-        alone = setting.federate(("torch",) * 3, tmp_path / "torch")
-        mixed = setting.federate(("torch", "tensorflow", "tensorflow"), tmp_path / "mixed")
+        alone = setting.federate(ALL_TORCH, tmp_path / "torch")
+        mixed = setting.federate(MIXED, tmp_path / "mixed")
     finally:
         tf.config.run_functions_eagerly(False)
-    moved = setting.initial(torch.float64)
+    moved = setting.initial()
     assert alone.keys() == mixed.keys() == moved.keys()
     assert max(np.abs(alone[name] - moved[name]).max() for name in alone) > 1e-3
     assert max(np.abs(alone[name] - mixed[name]).max() for name in alone) <= 1e-10
@@ -125,10 +43,9 @@ def test_a_site_goes_on_from_what_it_remembers(dataset: Dataset) -> None:
     tf.config.run_functions_eagerly(True)
     try:
         setting = Setting(dataset, "unet3d")
-        network, initial = setting.plan.network_for(bf16=False), setting.initial(torch.float64)
-        first = start_state(network, initial, setting.config, structures=2)
+        first, _ = setting.start("tensorflow")
         update_at_site(first, {}, setting.cases, setting.task, framework=TENSORFLOW)
-        second = start_state(network, initial, setting.config, structures=2)
+        second, _ = setting.start("tensorflow")
         put_memory(second, get_memory(first))
         second.step = first.step
         received = first.network.get_parameters()

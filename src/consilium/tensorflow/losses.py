@@ -109,7 +109,10 @@ def downsample_reference(
     if largest:
         pooled = tf.reduce_max(blocks, (2, 4, 6))
     else:
-        pooled = tf.reduce_sum(blocks, (2, 4, 6)) / _voxels_of_blocks(sizes[2:], stride, kind)
+        # A graph turns a plain division by a constant into a product with its reciprocal, which is rounded.
+        pooled = tf.math.divide_no_nan(
+            tf.reduce_sum(blocks, (2, 4, 6)), _voxels_of_blocks(sizes[2:], stride, kind)
+        )
     pooled = tf.cast(pooled, dtype)
     return tf.reshape(pooled, tf.concat([sizes[:2], tf.shape(pooled)[1:]], 0))
 
