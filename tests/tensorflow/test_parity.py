@@ -112,6 +112,6 @@ def test_a_step_in_float32_differs_by_rounding_only(kind: str, descent: bool) ->
         name: np.full(flow.shape, True) if descent else (flow == 0.0) | (np.abs(flow) > 1e-6)
         for name, flow in gradients.items()
     }
-    assert sum(mask.sum() for mask in told.values()) > 0.95 * sum(mask.size for mask in told.values())
+    assert sum(mask.sum() for mask in told.values()) > 0.9 * sum(mask.size for mask in told.values())
     assert pair.largest_difference(told) <= 1e-6
     assert pair.largest_difference() <= 2.1e-3
