@@ -69,7 +69,7 @@ $(TENSORFLOW_STAMP): $(STAMP)
 	@touch $(TENSORFLOW_STAMP)
 
 test-tensorflow: $(TENSORFLOW_STAMP)
-	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not gpu and not browser' tests/tensorflow
+	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m '$(if $(SLOW),not gpu,not gpu and not slow)' tests/tensorflow
 
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks

@@ -25,10 +25,9 @@ from tests.data import REPOSITORY
 from tests.tensorflow.joined_steps import take_steps
 from tests.training.small_dataset import Budget, small_config, small_dataset, small_plan
 
-pytestmark = [
-    pytest.mark.skipif(not is_installed(), reason="needs TensorFlow: pip install 'consilium[tensorflow]'"),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.skipif(
+    not is_installed(), reason="needs TensorFlow: pip install 'consilium[tensorflow]'"
+)
 
 PATIENCE_S = 900.0
 Note: TypeAlias = Callable[[str, object], None]
@@ -40,8 +39,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def new_run(dataset: Dataset, folder: Path, *, batch: int, steps: int) -> None:
+    # Not iunet: on its grid in float32 rounding in another order shows as steps of 2**-16.
     config = small_config(
-        network="iunet", mode="patch", patch_zyx=(8, 12, 12), rate=2e-3, scale_weights=(1.0, 0.5)
+        network="unet3d", mode="patch", patch_zyx=(8, 12, 12), rate=2e-3, scale_weights=(1.0, 0.5)
     )
     plan = replace(small_plan(dataset, config), batch=batch)
     create_run(folder, config, plan, split_labelled(dataset, config), Budget(steps=steps))
@@ -106,6 +106,7 @@ def test_two_workers_take_the_steps_of_one_process_in_float64(
     assert difference <= 1e-11
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_run_of_one_process_on_the_joined_batch(
     dataset: Dataset, tmp_path: Path, record_property: Note
 ) -> None:
@@ -128,6 +129,7 @@ def test_two_workers_train_the_run_of_one_process_on_the_joined_batch(
     assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_job_clearly_and_the_run_goes_on(
     dataset: Dataset, tmp_path: Path, record_property: Note
 ) -> None:
