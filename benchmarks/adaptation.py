@@ -296,7 +296,7 @@ def unchanged() -> None:
 
 def time_one() -> float:
     """Seconds for registration and one structure on a 512×512×150 pair."""
-    source = next(iter(_dicom_pairs(1)))
+    source = next(pair for pair in _dicom_pairs(1) if pair.planning.grid.shape_zyx[1:] == (512, 512))
     ny, nx = source.planning.grid.shape_zyx[1:]
     thick = source.planning.grid
     fine = Grid((150, ny, nx), thick.affine.scaled((thick.shape_zyx[0] / 150, 1, 1)))
