@@ -2,11 +2,10 @@
 #   make demo                 the main job on phantom hospitals (DATA=folder: on your own images)
 #   make demo-flare           the same as four processes over NVIDIA FLARE and mutual TLS on loopback
 #   make test                 the default test suite
-#   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9 (SLOW=1: 200
-#                             series, 20 kills)
+#   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9
 #   make test-browser         the review page in Chromium, where it is installed
 #   make test-federation      hospitals as real processes over mTLS, in an environment of its own; faults included
-#   make test-tensorflow      what needs TensorFlow, with hospitals over FLARE, in an environment of its own beside .venv
+#   make test-tensorflow      what needs TensorFlow, in an environment of its own beside .venv
 #   make setup                only the environment, in .venv
 
 PYTHON ?= python3
@@ -45,13 +44,15 @@ test-slow: setup
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 test-node: setup
-	$(BIN)/python -m pytest -q -m '$(if $(SLOW),network,network and not slow)' tests/node
+	$(BIN)/python -m pytest -q -m network tests/node
 
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
 
-$(FEDERATION_STAMP): pyproject.toml constraints.txt
+# Like the one for TensorFlow it sees the packages of .venv, so that the large ones are not installed twice.
+$(FEDERATION_STAMP): $(STAMP)
 	test -x $(FEDERATION)/bin/python || $(PYTHON) -m venv $(FEDERATION)
+	$(BIN)/python -c $(PURELIB) > "$$($(FEDERATION)/bin/python -c $(PURELIB))/beside.pth"
 	$(FEDERATION)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,federation]'
 	@touch $(FEDERATION_STAMP)
 
@@ -61,15 +62,15 @@ demo-flare: $(FEDERATION_STAMP)
 test-federation: $(FEDERATION_STAMP)
 	$(ISOLATED) $(FEDERATION)/bin/python -m pytest -q -n 2 -m '$(if $(SLOW),network,network and not slow)' tests/federation
 
-# It sees the packages of .venv: beside them TensorFlow and FLARE alone are installed.
+# Beside the packages of .venv TensorFlow alone is installed.
 $(TENSORFLOW_STAMP): $(STAMP)
 	test -x $(TENSORFLOW)/bin/python || $(PYTHON) -m venv $(TENSORFLOW)
 	$(BIN)/python -c $(PURELIB) > "$$($(TENSORFLOW)/bin/python -c $(PURELIB))/beside.pth"
-	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,federation,test]'
+	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,test]'
 	@touch $(TENSORFLOW_STAMP)
 
 test-tensorflow: $(TENSORFLOW_STAMP)
-	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m '$(if $(SLOW),not gpu,not gpu and not slow)' tests/tensorflow
+	$(TENSORFLOW)/bin/python -m pytest -q -n 2 tests/tensorflow
 
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks

@@ -179,7 +179,8 @@ def test_stores_lie_in_the_federations_own_folder_and_many_sites_are_let_in(mach
 
 def run_verb(*words: object, cwd: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from consilium.cli.federation import app; app()", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
+    paths = os.pathsep.join((str(REPOSITORY / "src"), str(REPOSITORY)))
+    environment = os.environ | {"PYTHONPATH": paths, "COLUMNS": "200"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment, cwd=cwd
