@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -50,7 +51,15 @@ def extra_peak_mib(work: Callable[[], Any], interval_s: float = 0.002) -> float:
 
 
 def process_peak_mib() -> float:
-    """Highest resident memory of this process since its start, in MiB."""
+    """Highest resident memory of this process since its start, in MiB.
+
+    Linux counts in ``ru_maxrss`` what the process had before ``exec``, that is its parent's memory too; VmHWM
+    is this program's own.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
