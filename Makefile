@@ -2,10 +2,11 @@
 #   make demo                 the main job on phantom hospitals (DATA=folder: on your own images)
 #   make demo-flare           the same as four processes over NVIDIA FLARE and mutual TLS on loopback
 #   make test                 the default test suite
-#   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9
+#   make test-node            the DICOM node against Orthanc and dcmtk, where they are installed; kill −9 (SLOW=1: 200
+#                             series, 20 kills)
 #   make test-browser         the review page in Chromium, where it is installed
 #   make test-federation      hospitals as real processes over mTLS, in an environment of its own; faults included
-#   make test-tensorflow      what needs TensorFlow, in an environment of its own beside .venv
+#   make test-tensorflow      what needs TensorFlow, with hospitals over FLARE, in an environment of its own beside .venv
 #   make setup                only the environment, in .venv
 
 PYTHON ?= python3
@@ -44,7 +45,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 test-node: setup
-	$(BIN)/python -m pytest -q -m network tests/node
+	$(BIN)/python -m pytest -q -m '$(if $(SLOW),network,network and not slow)' tests/node
 
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
@@ -62,15 +63,15 @@ demo-flare: $(FEDERATION_STAMP)
 test-federation: $(FEDERATION_STAMP)
 	$(ISOLATED) $(FEDERATION)/bin/python -m pytest -q -n 2 -m '$(if $(SLOW),network,network and not slow)' tests/federation
 
-# Beside the packages of .venv TensorFlow alone is installed.
+# Beside the packages of .venv TensorFlow and FLARE alone are installed.
 $(TENSORFLOW_STAMP): $(STAMP)
 	test -x $(TENSORFLOW)/bin/python || $(PYTHON) -m venv $(TENSORFLOW)
 	$(BIN)/python -c $(PURELIB) > "$$($(TENSORFLOW)/bin/python -c $(PURELIB))/beside.pth"
-	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,test]'
+	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,federation,test]'
 	@touch $(TENSORFLOW_STAMP)
 
 test-tensorflow: $(TENSORFLOW_STAMP)
-	$(TENSORFLOW)/bin/python -m pytest -q -n 2 tests/tensorflow
+	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m '$(if $(SLOW),not gpu,not gpu and not slow)' tests/tensorflow
 
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks

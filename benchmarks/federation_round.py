@@ -2,12 +2,12 @@
 
 Real processes on loopback over mTLS; training adds another number at each site to every parameter. ``ours``
 is seconds of overhead per round (from one commit to the next), ``peers`` the same of stock FLARE's FedAvg
-and, with ``--flower PYTHON``, of Flower's (see federation_peers.py; neither encrypts: to their advantage).
-``ratio`` is ours / FLARE's at the last size; the limit is 1. The processor seconds of all processes
-together stand beside: on a machine shared with other work they are the steadier figure. Also printed: bytes
-on the wire over the parameters' own (exact where the program runs as root and can make a network of its
-own), and the coordinator's peak memory over the model's size. Needs nvflare: run it with an interpreter of
-requirements-peers/flare.txt.
+and, with ``--flower PYTHON``, of Flower's (see federation_peers.py; neither encrypts: to their advantage;
+with ``--clear`` ours is measured a second time without TLS, as they are). ``ratio`` is ours / FLARE's at
+the last size; the limit is 1. The processor seconds of all processes together stand beside: on a machine
+shared with other work they are the steadier figure. Also printed: bytes on the wire over the parameters'
+own (exact where the program runs as root and can make a network of its own), and the coordinator's peak
+memory over the model's size. Needs nvflare: run it with an interpreter of requirements-peers/flare.txt.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from benchmarks.measure import median, report
 from consilium.federation.settings import FederationSettings, SiteEnrolment
 from tests.federation.machines import Machines
 
-OURS, FLARE, FLOWER = "ours", "FLARE FedAvg (simulator)", "Flower FedAvg"
+OURS, CLEAR = "ours", "ours without TLS"
+FLARE, FLOWER = "FLARE FedAvg (simulator)", "Flower FedAvg"
 
 
 def read_loopback_bytes() -> int:
@@ -37,7 +38,9 @@ def read_loopback_bytes() -> int:
     return int(next(line for line in lines if "lo:" in line).split(":")[1].split()[0])
 
 
-def run_ours(megabytes: int, count: int, rounds: int, folder: Path) -> tuple[Cost, dict[str, float]]:
+def run_ours(
+    megabytes: int, count: int, rounds: int, folder: Path, *, encrypted: bool = True
+) -> tuple[Cost, dict[str, float]]:
     """What our federation costs; its wire ratio and the coordinator's peak."""
     elements = megabytes * 10**6 // 4
     model = {f"part.{n}": np.zeros(elements // 10, np.float32) for n in range(10)}
@@ -52,6 +55,8 @@ def run_ours(megabytes: int, count: int, rounds: int, folder: Path) -> tuple[Cos
         clipping_norm=1e6,
     )
     machines = Machines(folder, settings, model)
+    if not encrypted:
+        machines.leave_unencrypted()
     before = read_loopback_bytes()
     machines.start_all()
     meter = Meter(*(process.pid for process in machines.processes.values()))
@@ -109,10 +114,12 @@ def describe(costs: list[Cost]) -> str:
     )
 
 
-def measure(size: str, rounds: int, repeats: int, flower: str | None) -> dict[str, list[Cost]]:
+def measure(
+    size: str, rounds: int, repeats: int, *, flower: str | None, clear: bool
+) -> dict[str, list[Cost]]:
     """Ours and, up to three sites, the peers in turn; prints what is measured on the way."""
     megabytes, count = map(int, size.split("x"))
-    costs: dict[str, list[Cost]] = {OURS: [], FLARE: [], FLOWER: []}
+    costs: dict[str, list[Cost]] = {OURS: [], CLEAR: [], FLARE: [], FLOWER: []}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -121,6 +128,9 @@ def measure(size: str, rounds: int, repeats: int, flower: str | None) -> dict[st
             print(size, {key: round(value, 3) for key, value in figures.items()}, flush=True)
             if count > 3:
                 continue
+            if clear:
+                cost, _ = run_ours(megabytes, count, rounds, folder / "clear", encrypted=False)
+                costs[CLEAR].append(cost)
             found = run_flare(megabytes, count, rounds, folder / "flare")
             costs[FLARE] += [found] if found else []
             if flower:
@@ -142,6 +152,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=1, help="runs of each size, ours and the peers in turn"
     )
+    parser.add_argument("--clear", action="store_true", help="also ours without TLS")
     parser.add_argument("--flower", help="interpreter of an environment with requirements-peers/flower.txt")
     arguments = parser.parse_args()
     if os.geteuid() == 0 and not arguments.isolated:
@@ -151,7 +162,7 @@ def main() -> None:
     sizes = arguments.sizes or ("2x2" if arguments.quick else "20x3,100x10,100x3")
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     for size in sizes.split(","):
-        costs = measure(size, rounds, arguments.repeats, arguments.flower)
+        costs = measure(size, rounds, arguments.repeats, flower=arguments.flower, clear=arguments.clear)
     seconds = {who: median([gap for run in runs for gap in run.gaps]) for who, runs in costs.items()}
     ours = seconds.pop(OURS)
     ratio = ours / seconds[FLARE] if FLARE in seconds else None

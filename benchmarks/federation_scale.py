@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.measure import process_peak_mib, report
 from consilium.federation.desk import Desk
+from consilium.federation.engine.supervise import ALLOCATOR
 from consilium.federation.journal import Journal
 from consilium.federation.local import LocalTask, SiteResult
 from consilium.federation.parameters import Parameters, compute_digest
@@ -97,7 +98,7 @@ def measure(count: int, seed: int) -> tuple[float, str]:
             [*command, "--coordinator", str(folder), "--count", str(count)],
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"MALLOC_ARENA_MAX": "2"},
+            env=os.environ | ALLOCATOR,
         )
         stores = {site: MemoryStore() for site in names}
         with ThreadPoolExecutor(AT_A_TIME) as pool:

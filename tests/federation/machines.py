@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from consilium.federation.engine import kit
-from consilium.federation.engine.supervise import REFUSED
+from consilium.federation.engine.supervise import ALLOCATOR, REFUSED
 from consilium.federation.federation_file import Coordinator
 from consilium.federation.parameters import Parameters
 from consilium.federation.service import INITIAL
@@ -117,6 +117,18 @@ class Machines:
         table["servers"][0]["service"]["target"] = f"localhost:{port}"
         path.write_text(json.dumps(table))
 
+    def leave_unencrypted(self) -> None:
+        """Without TLS, as peers are measured; hospitals have no such setting."""
+        for name, part in (
+            ("coordinator", "server"),
+            *((site.name, "client") for site in self.settings.sites),
+        ):
+            path = self.folder / name / "kit" / "startup" / f"fed_{part}.json"
+            table = json.loads(path.read_text())
+            target = table["servers"][0] if part == "server" else table["client"]
+            target["connection_security"] = "clear"
+            path.write_text(json.dumps(table))
+
     def start(self, name: str, *, identity: str = "") -> None:
         """Start one process; ``identity`` where the folder's site goes by another name than the folder."""
         if name == "coordinator":
@@ -127,7 +139,7 @@ class Machines:
             "PYTHONPATH": os.pathsep.join((str(REPOSITORY / "src"), str(REPOSITORY))),
             "CONSILIUM_TEST_SECONDS": str(self.seconds),
             "HOME": str(self.folder / name),
-            "MALLOC_ARENA_MAX": "2",
+            **ALLOCATOR,
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
