@@ -23,7 +23,7 @@ from consilium.importers.dicom_study import private_record_of
 from consilium.inference.cascade_file import find_cascade, load_cascade
 from consilium.inference.contour import Contoured, contour_prediction, entropy_on_grid, predict
 from consilium.inference.model import Model, load_model
-from consilium.inference.openvino import INSTALL, choose_engine
+from consilium.inference.openvino import choose_engine
 from consilium.review.places import CONTOURS
 from consilium.types import Mask, Progress
 
@@ -50,7 +50,7 @@ def contour(
         str,
         typer.Option(
             help="auto, torch or openvino. auto takes OpenVINO where it is installed "
-            f"({INSTALL}) and faster: measured once per model and machine."
+            "(the extra openvino) and faster: measured once per model and machine."
         ),
     ] = "auto",
 ) -> None:
