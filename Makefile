@@ -71,7 +71,8 @@ $(TENSORFLOW_STAMP): $(STAMP)
 	@touch $(TENSORFLOW_STAMP)
 
 test-tensorflow: $(TENSORFLOW_STAMP)
-	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m '$(if $(SLOW),not gpu,not gpu and not slow)' tests/tensorflow
+	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not gpu and not network$(if $(SLOW),, and not slow)' tests/tensorflow
+	$(TENSORFLOW)/bin/python -m pytest -q -m network tests/tensorflow
 
 style: setup
 	$(BIN)/ruff format --check src tests benchmarks
