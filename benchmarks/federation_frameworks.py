@@ -12,15 +12,14 @@ Results are kept in ``--out``, one file per method, and not computed again.
 """
 
 import argparse
+import functools
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.federation_openkbp import ORGANS_BY_SITE, Setting, build_setting, mean_of
+from benchmarks.federation_openkbp import ORGANS_BY_SITE, Setting, build_setting, load_or_run, mean_of
 from benchmarks.measure import report
-from consilium.cases.files import read_json, write_json
 from consilium.federation.local import LocalUpdate
 from consilium.federation.simulation import simulate
 from consilium.hospital.agreement import read_agreement
@@ -58,23 +57,6 @@ def run_method(setting: Setting, method: str, folder: Path) -> list[list[float]]
     return [list(row) for row in judge.score(final).table]
 
 
-def load_or_run(setting: Setting, method: str, out: Path) -> np.ndarray:
-    """(judges, organs); from ``out`` where it was done before."""
-    path = out / f"{method}.json"
-    if not path.exists():
-        began = time.process_time()
-        with tempfile.TemporaryDirectory() as temporary:
-            table = run_method(setting, method, Path(temporary))
-        spent = time.process_time() - began
-        rows = [[None if value != value else value for value in row] for row in table]
-        write_json(path, {"table": rows, "cpu_s": round(spent, 1)})
-    kept = read_json(path)
-    table = np.array([[np.nan if value is None else value for value in row] for row in kept["table"]], float)
-    organs = " | ".join(f"{value:.3f}" for value in np.nanmean(table, axis=0))
-    print(f"{method} | {mean_of(table):.4f} | {organs} | {kept['cpu_s']} CPU-s", flush=True)
-    return table
-
-
 def main() -> None:
     """Run every method and report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -103,8 +85,14 @@ def main() -> None:
             raise SystemExit("the OpenKBP patients are not here")
         training = [len(setting.by_site[site]) for site in SITES]
         print(f"{training} patients train, {len(setting.judges)} judge")
-        print("method | mean | " + " | ".join(setting.settings.heads.structures))
-        tables = {method: load_or_run(setting, method, out) for method in METHODS}
+        tables = {
+            method: load_or_run(out / f"{method}.json", functools.partial(run_method, setting, method))
+            for method in METHODS
+        }
+    print("method | mean | " + " | ".join(setting.settings.heads.structures))
+    for method, table in tables.items():
+        organs = " | ".join(f"{value:.3f}" for value in np.nanmean(table, axis=0))
+        print(f"{method} | {mean_of(table):.4f} | {organs}")
     judges = {m: np.nanmean(table, axis=1) for m, table in tables.items()}
     apart = {m: float(np.abs(judges[m] - judges["torch"]).max()) for m in METHODS}
     print(f"largest change of one patient: mixed {apart['mixed']:.4f}, nudged {apart['nudged']:.4f}")

@@ -18,9 +18,10 @@ The gain over naive (bar +0.10) stands above it: every organ is one that sites l
 """
 
 import argparse
+import functools
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,19 +159,20 @@ def run_method(setting: Setting, method: str, folder: Path) -> list[list[float]]
     return [list(row) for row in judge.score(final).table]
 
 
-def load_or_run(setting: Setting, method: str, out: Path, *, seed: int) -> np.ndarray:
-    """(judges, organs); from ``out`` where it was done before."""
-    path = out / f"seed{seed}-{method.replace(' ', '-')}.json"
+def load_or_run(path: Path, work: Callable[[Path], list[list[float]]]) -> np.ndarray:
+    """(judges, organs) by ``work``, given a journal's folder; from ``path`` where it was done before."""
     if not path.exists():
         began = time.process_time()
         with tempfile.TemporaryDirectory() as temporary:
-            table = run_method(setting, method, Path(temporary))
+            table = work(Path(temporary))
         spent = time.process_time() - began
         rows = [[None if value != value else value for value in row] for row in table]
         write_json(path, {"table": rows, "cpu_s": round(spent, 1)})
-        print(f"seed {seed}, {method}: {mean_of(np.array(table)):.4f} in {spent:.0f} CPU-s", flush=True)
-    rows = read_json(path)["table"]
-    return np.array([[np.nan if value is None else value for value in row] for row in rows], float)
+    kept = read_json(path)
+    rows = [[np.nan if value is None else value for value in row] for row in kept["table"]]
+    table = np.array(rows, float)
+    print(f"{path.stem}: {mean_of(table):.4f} in {kept['cpu_s']:.0f} CPU-s", flush=True)
+    return table
 
 
 def mean_of(table: np.ndarray) -> float:
@@ -230,7 +232,9 @@ def main() -> None:
                 raise SystemExit("the OpenKBP patients are not here")
             structures = setting.settings.heads.structures
             for method in METHODS:
-                tables[method].append(load_or_run(setting, method, out, seed=seed))
+                kept = out / f"seed{seed}-{method.replace(' ', '-')}.json"
+                found = load_or_run(kept, functools.partial(run_method, setting, method))
+                tables[method].append(found)
     show(tables, structures)
     means = {method: float(np.mean([mean_of(t) for t in found])) for method, found in tables.items()}
     ours = means.pop("federated")
