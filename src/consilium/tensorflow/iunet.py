@@ -30,26 +30,30 @@ def run_iunet(
 ) -> list[Tensor]:
     """Logits per scale, finest first; arguments as `consilium.tensorflow.unet3d.run_unet3d`."""
     sizes = tf.shape(image)[1:4]
-    stride: Triple = as_three(config.stem_stride) if config.stem == "squeeze" else (1, 1, 1)
-    unfolded = space_to_channels(pad_to_multiple(image, as_three(config.total_stride)), stride)
+    stem = _stem_stride(config)
+    unfolded = space_to_channels(pad_to_multiple(image, as_three(config.total_stride)), stem)
     weight, bias = tf.split(tensors["stem.weight"], 2), tf.split(tensors["stem.bias"], 2)
     halves = convolve(unfolded, weight[0], bias[0]), convolve(unfolded, weight[1], bias[1])
     outputs = run_trunk(config, tensors, halves, heads=heads, dropout=dropout)
-    logits = []
-    for scale, output in enumerate(outputs):
-        if scale == 0:
-            logits.append(crop(channels_to_space(output, stride), sizes))
-            continue
-        step = as_three(config.resampling[scale - 1])
-        stride = (stride[0] * step[0], stride[1] * step[1], stride[2] * step[2])
-        logits.append(crop(output, -(-sizes // tf.constant(stride))))
-    return logits
+    strides = head_strides(config)[1 : len(outputs)]
+    finest = crop(channels_to_space(outputs[0], stem), sizes)
+    return [
+        finest,
+        *(
+            crop(output, -(-sizes // tf.constant(stride)))
+            for output, stride in zip(outputs[1:], strides, strict=True)
+        ),
+    ]
+
+
+def _stem_stride(config: NetworkConfig) -> Triple:
+    return as_three(config.stem_stride) if config.stem == "squeeze" else (1, 1, 1)
 
 
 def head_strides(config: NetworkConfig) -> tuple[Triple, ...]:
     """Voxels along (z, y, x) that one voxel of each head's logits stands for, finest first."""
     strides: list[Triple] = [(1, 1, 1)]
-    stem = as_three(config.stem_stride) if config.kind == "iunet" and config.stem == "squeeze" else (1, 1, 1)
+    stem = _stem_stride(config) if config.kind == "iunet" else (1, 1, 1)
     steps = [stem, *(as_three(step) for step in config.resampling)]
     for scale in range(1, config.heads):
         taken = steps[: scale + 1]
