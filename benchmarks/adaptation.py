@@ -8,6 +8,8 @@ contouring network alone), ``simpleitk-bspline`` and ``simpleitk-demons`` (on th
 the same rigid start, so that only the deformable step differs). Also the error of the found field inside the
 body and inside structures, and an unchanged patient, once with the very same image, once with new noise.
 
+``--part openkbp``: the same ways on OpenKBP patients deformed by a known smooth field, with networks trained
+on others of them.
 ``--part real``: OpenKBP patients and, where they are unpacked, sarcoma patients and LIDC scans (a third as
 many), deformed by a known smooth field of 5 to 15 mm, with noise added; registrations only, no networks.
 ``--part time``: one 512×512×150 pair, seconds and processor seconds.
@@ -31,6 +33,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks import adaptation_peers
+from benchmarks.equal_time_accuracy import openkbp
 from benchmarks.measure import report
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
@@ -126,9 +129,16 @@ def phantom_dataset(folder: Path, patients: int) -> Dataset:
     return dataset
 
 
-def train_both(folder: Path, patients: int, budget: Budget) -> dict[str, Model]:
+def openkbp_dataset(folder: Path, patients: int) -> Dataset:
+    """The first OpenKBP patients, to train on."""
+    dataset = openkbp(folder, patients=patients)
+    if dataset is None:
+        raise SystemExit("the OpenKBP patients are not here")
+    return dataset
+
+
+def train_both(dataset: Dataset, folder: Path, budget: Budget) -> dict[str, Model]:
     """A contouring network and one for adaptation, with the same budget."""
-    dataset = phantom_dataset(folder / "dataset", patients)
     models = {}
     for name, adaptation in (("network", False), ("refined", True)):
         outcome = train_dataset(
@@ -204,7 +214,11 @@ def compare(pair: Pair, models: Mapping[str, Model]) -> dict[str, tuple[float, .
         masks = {name: refined.mask(name, moved[name], pair.repeat.grid) for name in refined.probability}
         rows["refined"] = (*surface_dice(pair, masks), nan, nan, nan)
         found = predict([models["network"]], pair.repeat)
-        alone = {s: structure_mask(found, k, pair.repeat.grid) for k, s in enumerate(found.structures)}
+        alone = {
+            s: structure_mask(found, k, pair.repeat.grid)
+            for k, s in enumerate(found.structures)
+            if s in shapes
+        }
         rows["network"] = (*surface_dice(pair, alone), nan, nan, nan)
         fused = refine(models["network"], pair.repeat, pair.planning, own.deformation, shapes)
         masks = {name: fused.mask(name, moved[name], pair.repeat.grid) for name in fused.probability}
@@ -228,15 +242,18 @@ def peers() -> dict[str, Peer]:
 
 def real_pairs(each: int) -> Iterator[Pair]:
     """OpenKBP patients, sarcoma patients and LIDC scans, as far as they are here."""
-    amounts = (5.0, 10.0, 15.0)
-    folders = sorted((DATA / "openkbp").glob("pt_*"))[:each]
-    for number, folder in enumerate(folders):
+    yield from openkbp_pairs(slice(0, each))
+    yield from _dicom_pairs(max(1, each // 3))
+
+
+def openkbp_pairs(chosen: slice) -> Iterator[Pair]:
+    """OpenKBP patients in the order of their names."""
+    for number, folder in enumerate(sorted((DATA / "openkbp").glob("pt_*"))[chosen]):
         files = sorted((folder / "segmentations").glob("*.nii.gz"))
         masks = {f.name.removesuffix(".nii.gz"): np.asarray(read_nifti(f).array > 0) for f in files}
-        amount = amounts[number % 3]
+        amount = (5.0, 10.0, 15.0)[number % 3]
         image = read_nifti(folder / "ct.nii.gz")
         yield deformed_pair(f"OpenKBP {number}, {amount:g} mm", image, masks, amount, number)
-    yield from _dicom_pairs(max(1, each // 3))
 
 
 def _dicom_pairs(each: int) -> Iterator[Pair]:
@@ -320,7 +337,7 @@ def main() -> None:
     """Run a part and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--part", choices=("phantoms", "real", "time"), default="phantoms")
+    parser.add_argument("--part", choices=("phantoms", "openkbp", "real", "time"), default="phantoms")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--patients", type=int, default=12, help="to train on")
     parser.add_argument("--minutes", type=float, default=4.0, help="of processor time per training; 0: none")
@@ -335,16 +352,22 @@ def main() -> None:
         best = max((v for k, v in means.items() if k.startswith("simpleitk")), default=float("nan"))
         report(QUESTION, "surface Dice at 2 mm", ours, others, limit=0.0, ratio=ours - best)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    patients = 3 if options.quick else options.patients
+    count = 1 if options.quick else options.pairs
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         models: dict[str, Model] = {}
         if options.quick or options.minutes:
             budget = Budget(steps=4) if options.quick else Budget(minutes=options.minutes, cpu_time=True)
-            models = train_both(Path(folder), 3 if options.quick else options.patients, budget)
-        count = 1 if options.quick else options.pairs
-        if not options.quick:
-            unchanged()
-        pairs = (phantom_pair(k + 1, (5.0, 10.0, 15.0)[k % 3]) for k in range(count))
-        means = run_pairs(pairs, models)
+            make = phantom_dataset if options.part == "phantoms" else openkbp_dataset
+            models = train_both(make(folder / "dataset", patients), folder, budget)
+        if options.part == "openkbp":
+            means = run_pairs(openkbp_pairs(slice(-count, None)), models)
+        else:
+            if not options.quick:
+                unchanged()
+            pairs = (phantom_pair(k + 1, (5.0, 10.0, 15.0)[k % 3]) for k in range(count))
+            means = run_pairs(pairs, models)
     ours = means.pop("refined" if models else "propagation")
     best = max(value for name, value in means.items() if name not in {"rigid", "fused"})
     report(QUESTION, "surface Dice at 2 mm", ours, means, limit=0.0, ratio=ours - best)

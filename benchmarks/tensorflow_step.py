@@ -2,8 +2,10 @@
 
 Each figure comes from a process of its own, one thread, float32. Memory is the highest resident memory during
 a step above what the process held before it; steps on small images come first, so that the graph is built and
-its kernels are compiled beforehand. ``ratio`` is the peak of the invertible backward over that of the plain
-one at 12 couplings of 32 channels; its limit is 0.5. ``peers`` holds all other figures of the same run.
+its kernels are compiled beforehand. In the processes that measure memory every tensor is mapped on its own,
+so that holes in the heap, which differ from run to run, do not count; times come from others, without that.
+``ratio`` is the peak of the invertible backward over that of the plain one at 12 couplings of 32 channels; its
+limit is 0.5. ``peers`` holds all other figures of the same run.
 
     python -m benchmarks.tensorflow_step [--quick] [--repeats 3]
 """
@@ -95,17 +97,26 @@ def work(framework: str, network: dict[str, Any], size: int, repeats: int) -> No
     print(json.dumps({"peak_mib": peak, "seconds": seconds}))
 
 
-def measure(framework: str, network: dict[str, Any], size: int, repeats: int) -> dict[str, Any]:
-    """The figures of one network, from a new process."""
+def run_alone(
+    framework: str, network: dict[str, Any], size: int, repeats: int, **environment: str
+) -> dict[str, Any]:
+    """What `work` prints in a new process."""
     arguments = [framework, json.dumps(network), str(size), str(repeats)]
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.tensorflow_step", "--work", *arguments],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", **environment},
     )
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def measure(framework: str, network: dict[str, Any], size: int, repeats: int) -> dict[str, Any]:
+    """The figures of one network."""
+    found = run_alone(framework, network, size, 0, MALLOC_MMAP_THRESHOLD_=str(2**18))
+    found["seconds"] = run_alone(framework, network, size, repeats)["seconds"] if repeats else []
     name = (
         f"{network['kind']} {network.get('blocks', '')} {'' if network.get('reversible', True) else 'plain'}"
     )
