@@ -4,8 +4,8 @@ Each figure comes from a process of its own, one thread, float32. Memory is the 
 a step above what the process held before it; steps on small images come first, so that the graph is built and
 its kernels are compiled beforehand. In the processes that measure memory every tensor is mapped on its own,
 so that holes in the heap, which differ from run to run, do not count; times come from others, without that.
-``ratio`` is the peak of the invertible backward over that of the plain one at 12 couplings of 32 channels; its
-limit is 0.5. ``peers`` holds all other figures of the same run.
+``ratio`` is the peak of the invertible backward over that of the plain one at 12 couplings of 32 channels;
+its limit is 0.5. ``peers`` holds all other figures of the same run.
 
     python -m benchmarks.tensorflow_step [--quick] [--repeats 3]
 """
