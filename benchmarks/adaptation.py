@@ -59,6 +59,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONSILIUM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 TRAINING_SEED, TEST_SEED = 1, 900
 NOISE_HU = 12.0
+AMOUNTS_MM = (5.0, 10.0, 15.0)
+"""Largest displacement, in turn."""
 Peer = Callable[[object, object, FloatArray], Deformation]
 
 
@@ -251,7 +253,7 @@ def openkbp_pairs(chosen: slice) -> Iterator[Pair]:
     for number, folder in enumerate(sorted((DATA / "openkbp").glob("pt_*"))[chosen]):
         files = sorted((folder / "segmentations").glob("*.nii.gz"))
         masks = {f.name.removesuffix(".nii.gz"): np.asarray(read_nifti(f).array > 0) for f in files}
-        amount = (5.0, 10.0, 15.0)[number % 3]
+        amount = AMOUNTS_MM[number % 3]
         image = read_nifti(folder / "ct.nii.gz")
         yield deformed_pair(f"OpenKBP {number}, {amount:g} mm", image, masks, amount, number)
 
@@ -267,7 +269,7 @@ def _dicom_pairs(each: int) -> Iterator[Pair]:
         for number, folder in enumerate(folders):
             draft = find_sources(folder).sources[0].read(no_progress)
             masks = {a.structure: np.asarray(a.mask() > 0) for a in draft.annotations if a.mask is not None}
-            amount = (5.0, 10.0, 15.0)[number % 3]
+            amount = AMOUNTS_MM[number % 3]
             yield deformed_pair(f"{kind} {number}, {amount:g} mm", draft.image, masks, amount, number)
 
 
@@ -366,7 +368,7 @@ def main() -> None:
         else:
             if not options.quick:
                 unchanged()
-            pairs = (phantom_pair(k + 1, (5.0, 10.0, 15.0)[k % 3]) for k in range(count))
+            pairs = (phantom_pair(k + 1, AMOUNTS_MM[k % 3]) for k in range(count))
             means = run_pairs(pairs, models)
     ours = means.pop("refined" if models else "propagation")
     best = max(value for name, value in means.items() if name not in {"rigid", "fused"})

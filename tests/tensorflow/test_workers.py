@@ -107,7 +107,6 @@ def test_two_workers_take_the_steps_of_one_process_in_float64(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="float32 and AdamW: 7e-5 after three steps, not the 2e-6 asked; in float64 1.8e-14")
 def test_two_workers_train_the_run_of_one_process_on_the_joined_batch(
     dataset: Dataset, tmp_path: Path, record_property: Note
 ) -> None:
