@@ -81,7 +81,7 @@ def study(tmp_path: Path) -> Path:
     write_dose(folder / "dose.dcm", slices[0], pydicom.dcmread(folder / "rs.dcm"))
     for path in folder.rglob("*.dcm"):
         dataset = pydicom.dcmread(path)
-        dataset.PatientName, dataset.PatientID = f"{CANARY}^Anna", f"{CANARY}-4711"
+        dataset.PatientName, dataset.PatientID = f"{CANARY}^Anna", f"{CANARY}-4711K"
         dataset.PatientBirthDate, dataset.AccessionNumber = "19770523", CANARY
         dataset.StudyDate, dataset.StudyID, dataset.PatientAge = "19770523", CANARY, "049Y"
         if dataset.Modality == "RTSTRUCT":
@@ -152,7 +152,7 @@ def test_canaries_are_found_nowhere_in_the_output(copies: list[Dataset], tmp_pat
     assert len(files) == 4 + 3
     for path in files:
         content = path.read_bytes()
-        for secret in (CANARY, CANARY.lower(), "4711", "19770523", "049Y", "1.9.770523", "Anna", "Doctor"):
+        for secret in (CANARY, CANARY.lower(), "4711K", "19770523", "049Y", "1.9.770523", "Anna", "Doctor"):
             assert secret.encode() not in content, (path.name, secret)
             assert secret not in str(path.relative_to(tmp_path))
 
