@@ -6,7 +6,7 @@
 #                             series, 20 kills)
 #   make test-browser         the review page in Chromium, where it is installed
 #   make test-federation      hospitals as real processes over mTLS, in an environment of its own; faults included
-#   make test-tensorflow      what needs TensorFlow, with hospitals over FLARE, in an environment of its own beside .venv
+#   make test-tensorflow      what needs TensorFlow, ONNX or OpenVINO, with hospitals over FLARE, in an environment beside .venv
 #   make setup                only the environment, in .venv
 
 PYTHON ?= python3
@@ -63,15 +63,15 @@ demo-flare: $(FEDERATION_STAMP)
 test-federation: $(FEDERATION_STAMP)
 	$(ISOLATED) $(FEDERATION)/bin/python -m pytest -q -n 2 -m '$(if $(SLOW),network,network and not slow)' tests/federation
 
-# Beside the packages of .venv TensorFlow and FLARE alone are installed.
+# Beside the packages of .venv TensorFlow, FLARE and the runtimes that a model is converted for are installed.
 $(TENSORFLOW_STAMP): $(STAMP)
 	test -x $(TENSORFLOW)/bin/python || $(PYTHON) -m venv $(TENSORFLOW)
 	$(BIN)/python -c $(PURELIB) > "$$($(TENSORFLOW)/bin/python -c $(PURELIB))/beside.pth"
-	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,federation,test]'
+	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorflow,federation,onnx,openvino,test]' onnxruntime
 	@touch $(TENSORFLOW_STAMP)
 
 test-tensorflow: $(TENSORFLOW_STAMP)
-	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not gpu and not network$(if $(SLOW),, and not slow)' tests/tensorflow
+	$(TENSORFLOW)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not gpu and not network$(if $(SLOW),, and not slow)' tests/tensorflow tests/inference/test_onnx_graph.py tests/inference/test_openvino.py
 	$(TENSORFLOW)/bin/python -m pytest -q -m network tests/tensorflow
 
 style: setup

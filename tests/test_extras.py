@@ -27,7 +27,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     found, load = importlib.util.find_spec, builtins.__import__
 
     def find_spec(name: str, package: str | None = None) -> Any:
-        return None if name.split(".")[0] == "tensorflow" else found(name, package)
+        return None if name.split(".")[0] in {"openvino", "tensorflow"} else found(name, package)
 
     def import_(name: str, *rest: Any, **others: Any) -> Any:
         if name.split(".")[0] in {"onnx", "tensorflow"}:
@@ -39,7 +39,9 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_installed")
-@pytest.mark.parametrize(("ending", "extra"), [(".savedmodel", "tensorflow"), (".onnx", "onnx")])
+@pytest.mark.parametrize(
+    ("ending", "extra"), [(".savedmodel", "tensorflow"), (".onnx", "onnx"), (".xml", "openvino")]
+)
 def test_convert_says_what_to_install(
     ending: str, extra: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,9 @@ def test_contours_of_a_series_are_reviewed_on_their_image(
 ) -> None:
     write_series(tmp_path / "ct", IMAGE, SeriesIdentity(label="P1"))
     out = tmp_path / "out"
-    assert run("contour", model_file, tmp_path / "ct", out, "--format", output_format) == 0
+    assert (
+        run("contour", model_file, tmp_path / "ct", out, "--engine", "torch", "--format", output_format) == 0
+    )
     assert (out / SOURCE_NOTE).stat().st_mode & 0o077 == 0, "its path may name a patient"
     (place,) = (with_cases(p) for p in find_places(out) if p.kind is Kind.CONTOURED)
     dataset = place.dataset

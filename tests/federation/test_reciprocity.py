@@ -2,13 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from consilium.errors import ConfigurationError, DataError, FederationError
-from consilium.federation.contribution import KeptUpdate, SealedStore, average, compute_contributions
+from consilium.federation.contribution import (
+    KeptUpdate,
+    SealedStore,
+    average,
+    compute_contributions,
+    find_equal,
+)
 from consilium.federation.desk import Desk
 from consilium.federation.events import RoundEvent
 from consilium.federation.grow import extend_federation
@@ -95,6 +102,27 @@ def test_a_free_rider_or_label_noise_ranks_last_in_nine_of_ten_seeds(bad: str) -
         last += found[-1].site == "bad"
         assert {c.site: c.rounds for c in found}["honest-3"] == 3
     assert last >= 9
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_sites_that_send_the_same_update_are_named_and_stand_last(rounding: float) -> None:
+    history, _, _ = federate(0, "noise")
+    for updates in history:
+        twin = next((u for u in updates if u.site == "honest-3"), None)
+        if twin is not None:
+            moved = {"w": twin.parameters["w"] * (1 + rounding)}
+            updates.append(replace(twin, site="twin", parameters=moved))
+    found = compute_contributions(history, [*HONEST, "bad", "twin"], lambda p: float(-np.sum(p["w"] ** 2)))
+    assert {c.site: c.same_as for c in found if c.same_as} == {"honest-3": ("twin",), "twin": ("honest-3",)}
+    assert {c.site for c in found[-2:]} == {"honest-3", "twin"}
+
+
+def test_sites_that_send_the_same_update_once_only_are_not_the_same() -> None:
+    history, _, _ = federate(0, "noise")
+    first = history[0]
+    first[1] = replace(first[0], site=first[1].site)
+    assert find_equal(history) == {}
+    assert find_equal(history[:1]) == {first[0].site: (first[1].site,), first[1].site: (first[0].site,)}
 
 
 def test_a_site_that_was_never_there_has_no_figure_and_stands_last() -> None:

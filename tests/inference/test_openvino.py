@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from consilium.cli.console import run_verb
+from consilium.cli.verbs import build_command
 from consilium.errors import ConfigurationError
 from consilium.inference import openvino as engine
-from consilium.inference.model import Model
+from consilium.inference.model import Model, save_model
 from consilium.inference.sliding_window import predict_windows
 from consilium.inference.whole_volume import predict_whole
 from consilium.metrics.overlap import dice
@@ -85,6 +87,21 @@ def test_a_saved_model_carries_its_description(tmp_path: Path) -> None:
     read = openvino.Core().read_model(tmp_path / "model.xml")
     text = str(read.get_rt_info(["consilium", "description"]).value)
     assert json.loads(text) == model.description.to_json()
+
+
+@needs_openvino
+def test_convert_writes_what_openvino_runs_alone(tmp_path: Path, rng: np.random.Generator) -> None:
+    import openvino
+
+    model = make_model("unet3d")
+    save_model(tmp_path / "model.consilium", model.description, model.network.state_dict())
+    out = tmp_path / "model.xml"
+    assert run_verb(build_command(), ["convert", str(tmp_path / "model.consilium"), str(out)]) == 0
+    image = rng.normal(size=(1, 2, 16, 24, 16)).astype(np.float32)
+    (found,) = openvino.Core().compile_model(out, "CPU")(image).values()
+    with torch.no_grad():
+        expected = model.network(torch.from_numpy(image))[0].numpy()
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_without_the_package_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

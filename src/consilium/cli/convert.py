@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from consilium.cases.files import write_atomically
 from consilium.cli.console import console
 from consilium.errors import ConfigurationError
-from consilium.inference.model import BEST, MODEL_SUFFIX, read_model_file, save_model
+from consilium.inference.model import BEST, MODEL_SUFFIX, load_model, read_model_file, save_model
 from consilium.inference.onnx_graph import build_onnx
+from consilium.inference.openvino import save_openvino
 
-SAVED_MODEL = ".savedmodel"
-KINDS = (".onnx", SAVED_MODEL, MODEL_SUFFIX)
+SAVED_MODEL, OPENVINO = ".savedmodel", ".xml"
+KINDS = (".onnx", OPENVINO, SAVED_MODEL, MODEL_SUFFIX)
 
 
 def convert(
@@ -20,8 +22,9 @@ def convert(
     out: Annotated[
         Path,
         typer.Argument(
-            help=f"What to write; its ending says what: .onnx, {SAVED_MODEL} (a TensorFlow folder), or "
-            f"{MODEL_SUFFIX} (consilium's own file, for torch and TensorFlow alike)."
+            help=f"What to write; its ending says what: .onnx, {OPENVINO} (OpenVINO, weights in a .bin "
+            f"beside it), {SAVED_MODEL} (a TensorFlow folder), or {MODEL_SUFFIX} (consilium's own file, for "
+            "torch and TensorFlow alike)."
         ),
     ],
 ) -> None:
@@ -32,10 +35,13 @@ def convert(
     """
     if out.suffix not in KINDS:
         raise ConfigurationError(f"convert: the ending must be one of {', '.join(KINDS)}; got {out.name!r}.")
-    description, weights, digest = read_model_file(model / BEST if model.is_dir() else model)
+    source = model / BEST if model.is_dir() else model
+    description, weights, digest = read_model_file(source)
     arrays = {name: value.numpy() for name, value in weights.items()}
     if out.suffix == ".onnx":
         write_atomically(out, build_onnx(description, arrays))
+    elif out.suffix == OPENVINO:
+        save_openvino(load_model(source, device=torch.device("cpu")), out)
     elif out.suffix == MODEL_SUFFIX:
         save_model(out, description, weights)
     else:

@@ -235,7 +235,10 @@ def _hold_council(folder: Path, outcomes: "Mapping[str, Outcome]", *, comparison
     entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     contributions = [
         Contribution(
-            **{**entry, "mean_gain": float("nan") if entry["mean_gain"] is None else entry["mean_gain"]}
+            site=entry["site"],
+            mean_gain=float("nan") if entry["mean_gain"] is None else entry["mean_gain"],
+            rounds=entry["rounds"],
+            same_as=tuple(entry.get("same_as", ())),
         )
         for entry in entries
     ]

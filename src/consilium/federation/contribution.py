@@ -4,6 +4,7 @@ Single updates must outlive their round for this. They are kept only with every 
 (``keep_updates``), encrypted with a key that lives in this process's memory alone, and deleted at the end.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,9 @@ from consilium.federation.settings import HeadMap
 from consilium.federation.tensors import Tensors, encode_tensors
 from consilium.federation.updates import AcceptedUpdate
 from consilium.types import Array
+
+EQUAL = 0.01
+"""Two updates are the same where they are closer than this share of the usual way between two sites."""
 
 Score = Callable[[Parameters], float]
 """How good a model is, higher is better; e.g. the mean of the sites' hold-out Dice."""
@@ -44,11 +48,14 @@ class Contribution:
         mean_gain: Mean over its rounds of score(all) - score(all without it); NaN if it took part in none,
             or was alone in every one.
         rounds: In how many rounds this could be measured.
+        same_as: Sites that sent the same update in every round that both took part in. Nobody can tell
+            from figures whose patients they are, so none of them is credited before the others.
     """
 
     site: str
     mean_gain: float
     rounds: int
+    same_as: tuple[str, ...] = ()
 
 
 class SealedStore:
@@ -142,7 +149,8 @@ def compute_contributions(
         heads: Which rows belong to which structure.
 
     Returns:
-        One entry per site, the largest contribution first, NaN last.
+        One entry per site, the largest contribution first; then those that sent the same as another, then
+        NaN.
     """
     gains: dict[str, list[float]] = {site: [] for site in sites}
     for updates in rounds:
@@ -152,8 +160,45 @@ def compute_contributions(
         for update in updates:
             others = [other for other in updates if other.site != update.site]
             gains[update.site].append(everyone - score(average(others, heads or HeadMap())))
+    equal = find_equal(rounds)
     found = [
-        Contribution(site=site, mean_gain=float(np.mean(values)) if values else math.nan, rounds=len(values))
+        Contribution(
+            site=site,
+            mean_gain=float(np.mean(values)) if values else math.nan,
+            rounds=len(values),
+            same_as=equal.get(site, ()),
+        )
         for site, values in gains.items()
     ]
-    return sorted(found, key=lambda c: (math.isnan(c.mean_gain), -c.mean_gain, c.site))
+    return sorted(found, key=lambda c: (math.isnan(c.mean_gain), bool(c.same_as), -c.mean_gain, c.site))
+
+
+def find_equal(rounds: Sequence[Sequence[KeptUpdate]]) -> dict[str, tuple[str, ...]]:
+    """Site -> the sites that sent the same update in every round that both took part in.
+
+    The same patients enrolled twice give updates that are equal up to rounding: closer than `EQUAL` times
+    the median distance between two sites of the round. Patients copied under other pseudonyms train in
+    another order, and their updates are not equal.
+    """
+    verdicts: dict[tuple[str, str], bool] = {}
+    for updates in rounds:
+        apart = {
+            (one.site, other.site): _distance(one.parameters, other.parameters)
+            for one, other in itertools.combinations(updates, 2)
+        }
+        typical = float(np.median(list(apart.values()))) if apart else 0.0
+        for pair, distance in apart.items():
+            verdicts[pair] = verdicts.get(pair, True) and distance <= EQUAL * typical
+    found: dict[str, list[str]] = {}
+    for (one, other), equal in verdicts.items():
+        if equal:
+            found.setdefault(one, []).append(other)
+            found.setdefault(other, []).append(one)
+    return {site: tuple(sorted(others)) for site, others in found.items()}
+
+
+def _distance(one: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+    """Euclidean, over all parameters."""
+    return math.sqrt(
+        sum(float(np.sum((np.asarray(one[name], np.float64) - other[name]) ** 2)) for name in one)
+    )

@@ -24,7 +24,9 @@ HOW = (
 CONTRIBUTION = (
     "How much better a round's common model is, on all hospitals' hold-outs together, with a hospital's "
     "update than without it (leave one out, mean over a few rounds). It splits the value of what two "
-    "hospitals have in common between them, and a small or negative figure over few rounds is no verdict."
+    "hospitals have in common between them, and a small or negative figure over few rounds is no verdict. "
+    "Hospitals whose updates were the same in every round stand last: look whether a dataset was enrolled "
+    "twice."
 )
 
 
@@ -151,10 +153,12 @@ def outcome_table(outcomes: Mapping[str, Outcome]) -> TableBlock:
 
 
 def contribution_table(contributions: Sequence[Contribution]) -> TableBlock:
-    """Largest contribution first."""
-    rows = [[c.site, c.mean_gain, c.rounds] for c in contributions]
+    """In the order that `compute_contributions` gives."""
+    rows = [[c.site, c.mean_gain, c.rounds, ", ".join(c.same_as) or "–"] for c in contributions]
     return TableBlock(
-        title="Contribution", columns=["hospital", "mean gain in Dice", "rounds measured"], rows=rows
+        title="Contribution",
+        columns=["hospital", "mean gain in Dice", "rounds measured", "same update as"],
+        rows=rows,
     )
 
 
