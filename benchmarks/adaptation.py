@@ -95,12 +95,14 @@ def phantom_pair(number: int, amount_mm: float) -> Pair:
 
 
 def deformed_pair(name: str, image: Volume, masks: Mapping[str, Mask], amount_mm: float, seed: int) -> Pair:
-    """A real case and itself after a smooth known deformation whose largest displacement is ``amount_mm``."""
+    """A real case and itself after a smooth known deformation; in structures it moves by up to ``amount_mm``."""
     rng = np.random.default_rng([7, seed])
     coarse = image.grid.resampled((6.0, 6.0, 6.0))
     field = rng.normal(0, 1, (3, *coarse.shape_zyx))
     field = np.stack([ndimage.gaussian_filter(component, 5, mode="nearest") for component in field])
-    field *= amount_mm / np.linalg.norm(field, axis=0).max()
+    union = Volume(np.logical_or.reduce(list(masks.values())).astype(np.float32), image.grid)
+    inside = resample(union, coarse, fill=0.0, antialias=True).array > 0.1
+    field *= amount_mm / np.linalg.norm(field, axis=0)[inside].max()
     truth = Deformation(field.astype(np.float32), coarse, np.eye(4))
     warped = truth.warp(image, image.grid, fill=-1000.0).array
     new = {

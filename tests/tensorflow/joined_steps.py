@@ -1,6 +1,9 @@
-"""Steps in float64 on a batch, by one process or by several on a sample each; the first writes the weights.
+"""Steps on a batch, by one process or by several on a sample each; the first writes the weights.
 
-Usage: python -m tests.tensorflow.joined_steps torch|tensorflow OUT (started by torchrun, or with TF_CONFIG).
+By AdamW in float64; in float32 by plain descent, since Adam makes a step of a gradient that is mere rounding.
+
+Usage: python -m tests.tensorflow.joined_steps torch|tensorflow float64|float32 OUT (started by torchrun, or
+with TF_CONFIG).
 """
 
 import sys
@@ -28,14 +31,15 @@ SETTINGS = {
 }
 
 
-def take_steps(framework: str, workers: Any = None) -> dict[str, Array]:
+def take_steps(framework: str, precision: str, workers: Any = None) -> dict[str, Array]:
     """Every weight after the steps; with ``workers`` this process sees the sample of its rank alone."""
     found: dict[str, Array] = {}
+    plain, dtype = precision == "float32", getattr(torch, precision)
     for name, (config, heads) in SETTINGS.items():
         kind = name.partition(",")[0]
         network = NetworkConfig(**{**SMALL, "kind": kind, "blocks": (1, 1, 1), "heads": heads})
         start = start_torch if framework == "torch" else start_tensorflow
-        state: Any = start(network, config, torch.float64)
+        state: Any = start(network, config, dtype, plain_descent=plain)
         if framework == "torch":
             share_between(state, workers or Workers())
         else:
@@ -65,7 +69,7 @@ def _part(batch: Batch, rank: int) -> Batch:
     )
 
 
-def main(framework: str, out: Path) -> None:
+def main(framework: str, precision: str, out: Path) -> None:
     """Be one of the workers."""
     workers: Any
     if framework == "torch":
@@ -77,7 +81,7 @@ def main(framework: str, out: Path) -> None:
         workers = join_tensorflow_workers()
     assert workers is not None
     assert workers.count == 2
-    found = take_steps(framework, workers)
+    found = take_steps(framework, precision, workers)
     if workers.leads:
         np.savez(out, **found)
     workers.wait()
@@ -85,4 +89,4 @@ def main(framework: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

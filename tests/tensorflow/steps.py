@@ -66,16 +66,13 @@ def start_pair(
     network: NetworkConfig, config: TrainingConfig, dtype: torch.dtype, *, plain_descent: bool = False
 ) -> Pair:
     """Both states from the same shaken weights."""
-    state = start_torch(network, config, dtype)
-    if plain_descent:
-        groups = [
-            {k: g[k] for k in ("params", "weight_decay", "factor")} for g in state.optimiser.param_groups
-        ]
-        state.optimiser = torch.optim.SGD(groups, lr=config.rate)  # type: ignore[assignment]
+    state = start_torch(network, config, dtype, plain_descent=plain_descent)
     return Pair(state, start_tensorflow(network, config, dtype, plain_descent=plain_descent), config)
 
 
-def start_torch(network: NetworkConfig, config: TrainingConfig, dtype: torch.dtype) -> TrainingState:
+def start_torch(
+    network: NetworkConfig, config: TrainingConfig, dtype: torch.dtype, *, plain_descent: bool = False
+) -> TrainingState:
     """Torch's state with shaken weights."""
     structures = tuple(f"S{n}" for n in range(network.out_channels))
     state = start_training(
@@ -86,6 +83,11 @@ def start_torch(network: NetworkConfig, config: TrainingConfig, dtype: torch.dty
         network=build_shaken(network, dtype),
     )
     state.loss.to(dtype)
+    if plain_descent:
+        groups = [
+            {k: g[k] for k in ("params", "weight_decay", "factor")} for g in state.optimiser.param_groups
+        ]
+        state.optimiser = torch.optim.SGD(groups, lr=config.rate)  # type: ignore[assignment]
     return state
 
 

@@ -85,25 +85,26 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
 
 
+@pytest.mark.parametrize(("precision", "bar"), [("float64", 1e-11), ("float32", 1e-6)])
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
-def test_two_workers_take_the_steps_of_one_process_in_float64(
-    framework: str, tmp_path: Path, record_property: Note
+def test_two_workers_take_the_steps_of_one_process(
+    framework: str, precision: str, bar: float, tmp_path: Path, record_property: Note
 ) -> None:
     if framework == "torch" and not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo, which workers on CPUs talk by")
-    program = ["-m", "tests.tensorflow.joined_steps", framework, str(tmp_path / "out.npz")]
+    program = ["-m", "tests.tensorflow.joined_steps", framework, precision, str(tmp_path / "out.npz")]
     if framework == "torch":
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
         workers = [start([*launcher, *program])]
     else:
         workers = start_two(*program)
-    alone = take_steps(framework)
+    alone = take_steps(framework, precision)
     finish(workers)
     with np.load(tmp_path / "out.npz") as together:
         assert set(together) == set(alone)
         difference = max(float(np.abs(alone[name] - together[name]).max()) for name in alone)
     record_property("difference", difference)
-    assert difference <= 1e-11
+    assert difference <= bar
 
 
 @pytest.mark.slow
@@ -122,9 +123,19 @@ def test_two_workers_train_the_run_of_one_process_on_the_joined_batch(
     finish(workers)
     one, two = load_file(alone / LAST), load_file(together / LAST)
     assert one.keys() == two.keys()
-    gaps = {n: float(np.abs(one[n] - two[n]).max()) for n in one if n.startswith("network.")}
+    # Adam turns a gradient into little more than its sign: where the gradient is hardly above rounding, the
+    # weights show that rounding magnified, so there the gradients' mean is what can be compared.
+    gaps, told = dict.fromkeys(("weights", "gradients"), 0.0), []
+    for name in (n.removeprefix("network.") for n in one if n.startswith("network.")):
+        size = np.sqrt(one[f"optimiser.{name}.exp_avg_sq"])
+        told.append((size == 0.0) | (size > 1e-6))
+        for kind, key in (("weights", f"network.{name}"), ("gradients", f"optimiser.{name}.exp_avg")):
+            gap = np.abs(one[key] - two[key])[told[-1] if kind == "weights" else ...]
+            gaps[kind] = max(gaps[kind], float(gap.max(initial=0.0)))
     record_property("difference", gaps)
-    assert max(gaps.values()) <= 2e-6
+    assert sum(mask.sum() for mask in told) > 0.9 * sum(mask.size for mask in told)
+    assert gaps["weights"] <= 1e-6
+    assert gaps["gradients"] <= 1e-6
     logs = [open_run(folder).read_log() for folder in (alone, together)]
     assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
 
