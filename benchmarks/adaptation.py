@@ -95,7 +95,7 @@ def phantom_pair(number: int, amount_mm: float) -> Pair:
 
 
 def deformed_pair(name: str, image: Volume, masks: Mapping[str, Mask], amount_mm: float, seed: int) -> Pair:
-    """A real case and itself after a smooth known deformation; in structures it moves by up to ``amount_mm``."""
+    """A real case and itself, smoothly deformed: inside structures by up to ``amount_mm``."""
     rng = np.random.default_rng([7, seed])
     coarse = image.grid.resampled((6.0, 6.0, 6.0))
     field = rng.normal(0, 1, (3, *coarse.shape_zyx))

@@ -5,6 +5,7 @@
 organ is unknown at two of four sites. One small ``iunet`` on a coarse grid, from the same first weights:
 
 - federated: our rounds; unknown organs give no gradient, heads are combined over the sites that know them;
+- federated half: the same with models and changes as 16-bit numbers on the wire;
 - naive: the same rounds, unknown organs taken as background and every head combined over all sites;
 - pooled: all 30 patients in one place, the same contours, as many steps as one site takes, so as much time
   where sites train side by side;
@@ -13,7 +14,8 @@ organ is unknown at two of four sites. One small ``iunet`` on a coarse grid, fro
 
 Whole-volume Dice on the images' own grid, mean over organs of the mean over patients. ``ours`` is the
 federated mean over seeds, ``peers`` the others'; ``ratio`` is federated minus pooled long, ``limit`` -0.02.
-The gain over naive (bar +0.10) stands above it: every organ is one that sites lack. Results are kept in
+The gain over naive (bar +0.10) stands above it: every organ is one that sites lack. So does what half
+precision costs. Results are kept in
 ``--out``, one file per seed and method, and not trained again.
 """
 
@@ -56,7 +58,8 @@ CHANNELS = (16, 32, 64)
 CROP_ZYX = (24, 32, 32)
 """The first three quarters of the steps see crops around structures: a step costs a fifth of a whole one."""
 
-METHODS = ("federated", "naive", "pooled", "pooled long", *(f"{site} alone" for site in ORGANS_BY_SITE))
+HALF = "federated half"
+METHODS = ("federated", HALF, "naive", "pooled", "pooled long", *(f"{site} alone" for site in ORGANS_BY_SITE))
 SEED, SAMPLES = 20261125, 2000
 
 
@@ -144,6 +147,8 @@ def run_method(setting: Setting, method: str, folder: Path) -> list[list[float]]
         every = agreement.plan.structures
         sites = tuple(replace(s, structures=dict.fromkeys(every, s.cases)) for s in settings.sites)
         settings = replace(settings, sites=sites)
+    if method == HALF:
+        settings = replace(settings, half_precision=True)
     hospitals = {name: Hospital(name, agreement, own, ()) for name, own in cases.items()}
     judge = Hospital("judge", agreement, setting.judges, setting.judges)
     if method == "pooled":
@@ -206,7 +211,7 @@ def show(tables: Mapping[str, list[np.ndarray]], structures: Sequence[str]) -> N
         cells = " | ".join(f"{value:.3f}" for value in organs)
         spread = f"{np.mean([mean_of(t) for t in found]):.4f} ± {np.std([mean_of(t) for t in found]):.4f}"
         print(f"{method} | {spread} | {cells}")
-    for other in ("pooled", "pooled long", "naive"):
+    for other in (HALF, "pooled", "pooled long", "naive"):
         print(difference(tables, other))
 
 
