@@ -46,6 +46,14 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
     started.end()
 
 
+@pytest.fixture
+def patient_machines(tmp_path: Path) -> Iterator[Machines]:
+    """Every round waits for every site, as long as a busy machine takes to start one again."""
+    started = Machines(tmp_path / "f", replace(SETTINGS, quorum=3, give_up_s=300.0), build_model())
+    yield started
+    started.end()
+
+
 def digest_of(content: bytes) -> str:
     return compute_digest(Tensors(content))
 
@@ -66,15 +74,13 @@ def wait_for(what: str, machines: Machines, timeout_s: float = 180.0) -> None:
     raise AssertionError(f"{what} never came\n{machines.read_log('coordinator')[-2000:]}")
 
 
-def test_the_same_file_runs_simulated_and_real_with_the_same_bits(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, quorum=3, give_up_s=300.0)
-    machines = Machines(tmp_path / "f", settings, build_model())
-    try:
-        machines.start_all()
-        machines.wait("coordinator", *SITES, timeout_s=300)
-    finally:
-        machines.end()
-    wanted = simulated(tmp_path, settings=settings)
+def test_the_same_file_runs_simulated_and_real_with_the_same_bits(
+    patient_machines: Machines, tmp_path: Path
+) -> None:
+    machines = patient_machines
+    machines.start_all()
+    machines.wait("coordinator", *SITES, timeout_s=300)
+    wanted = simulated(tmp_path, settings=machines.settings)
     assert digest_of(machines.final) == wanted
     for site in SITES:
         own = (machines.folder / site / "memory" / "final.safetensors").read_bytes()
@@ -125,7 +131,10 @@ def test_nobody_may_submit_a_job_or_bring_code(machines: Machines) -> None:
 CANARIES = ("CANARY^JOHN", "1.2.826.0.1.3680043.8.498.1234", "CANARY-ID-0815", "CANARY-STREET")
 
 
-def test_no_patient_word_travels_or_reaches_the_coordinators_disk(machines: Machines, tmp_path: Path) -> None:
+def test_no_patient_word_travels_or_reaches_the_coordinators_disk(
+    patient_machines: Machines, tmp_path: Path
+) -> None:
+    machines = patient_machines
     tap = str(Path(__file__).parent / "wiretap")
     paths = os.pathsep.join((tap, str(REPOSITORY / "src"), str(REPOSITORY)))
     for site in SITES:
