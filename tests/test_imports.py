@@ -19,6 +19,7 @@ def loaded_by(statement: str) -> str:
     "statement",
     [
         "import consilium, consilium.cli",
+        "from consilium.cli.verbs import VERBS, read_help; assert all(read_help(verb) for verb in VERBS)",
         "import consilium.networks.config, consilium.networks.parameters",
         "import consilium.tensorflow.installed",
         "import consilium.federation.site, consilium.federation.rounds",

@@ -1,5 +1,6 @@
 """Every verb teaches by its help and is documented; errors become one message and an exit code."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from consilium.cli.console import run_verb
-from consilium.cli.verbs import VERBS, build_command, load_verb
+from consilium.cli.verbs import VERBS, build_command, load_verb, read_help
 from consilium.errors import ConfigurationError, DataError
 from tests.cli.documentation import REFERENCE, render
 
@@ -20,6 +21,7 @@ def run(*arguments: str) -> int:
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_a_verb_explains_itself_and_each_of_its_options(verb: str) -> None:
     command = load_verb(verb)
+    assert inspect.cleandoc(command.help or "") == read_help(verb), "what consilium --help lists"
     parts = getattr(command, "commands", {verb: command})
     for name, part in parts.items():
         assert len(part.help or "") > 30, name

@@ -25,14 +25,14 @@ from consilium.federation.rounds import check_fit
 from consilium.federation.service import INITIAL, read_status
 from consilium.federation.strategies import build_strategy
 
-app = typer.Typer(
-    help="Learn together with other hospitals; the records stay home.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
 
 Folder = Annotated[Path, typer.Argument(help="The federation's folder on this machine.")]
+
+
+@app.callback()
+def federation() -> None:
+    """Learn together with other hospitals; the records stay home."""
 
 
 @app.command()
