@@ -30,11 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from benchmarks import adaptation_peers
 from benchmarks.equal_time_accuracy import openkbp
 from benchmarks.measure import report
+from consilium.adaptation.calibrate import AMOUNTS_MM, calibrate_run, deform_patient
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
 from consilium.adaptation.refine import refine
@@ -51,6 +51,7 @@ from consilium.metrics.comparison import compare_masks
 from consilium.phantoms.pelvis import HOSPITALS, build_cohort
 from consilium.phantoms.repeat import build_repeat, choose_change
 from consilium.training.config import Budget, TrainingConfig
+from consilium.training.run_folder import open_run
 from consilium.training.start import train_dataset
 from consilium.types import FloatArray, Mask
 
@@ -58,9 +59,6 @@ QUESTION = "How well do planning contours follow onto a repeat CT?"
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONSILIUM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 TRAINING_SEED, TEST_SEED = 1, 900
-NOISE_HU = 12.0
-AMOUNTS_MM = (5.0, 10.0, 15.0)
-"""Largest displacement, in turn."""
 Peer = Callable[[object, object, FloatArray], Deformation]
 
 
@@ -96,21 +94,8 @@ def phantom_pair(number: int, amount_mm: float) -> Pair:
 
 def deformed_pair(name: str, image: Volume, masks: Mapping[str, Mask], amount_mm: float, seed: int) -> Pair:
     """A real case and itself, smoothly deformed: inside structures by up to ``amount_mm``."""
-    rng = np.random.default_rng([7, seed])
-    coarse = image.grid.resampled((6.0, 6.0, 6.0))
-    field = rng.normal(0, 1, (3, *coarse.shape_zyx))
-    field = np.stack([ndimage.gaussian_filter(component, 5, mode="nearest") for component in field])
-    union = Volume(np.logical_or.reduce(list(masks.values())).astype(np.float32), image.grid)
-    inside = resample(union, coarse, fill=0.0, antialias=True).array > 0.1
-    field *= amount_mm / np.linalg.norm(field, axis=0)[inside].max()
-    truth = Deformation(field.astype(np.float32), coarse, np.eye(4))
-    warped = truth.warp(image, image.grid, fill=-1000.0).array
-    new = {
-        n: s.carried(truth, image.grid) for n, m in masks.items() if (s := StructureShape.of(m, image.grid))
-    }
-    noisy = [Volume((a + rng.normal(0, NOISE_HU, a.shape)).astype(np.float32), image.grid)
-             for a in (image.array.astype(np.float32), warped)]  # fmt: skip
-    return Pair(name, noisy[0], noisy[1], masks, new, truth.to_planning)
+    pair = deform_patient(image, masks, amount_mm, np.random.default_rng([7, seed]))
+    return Pair(name, pair.planning, pair.repeat, pair.planning_masks, pair.masks, pair.truth.to_planning)
 
 
 def phantom_dataset(folder: Path, patients: int) -> Dataset:
@@ -152,6 +137,11 @@ def train_both(dataset: Dataset, folder: Path, budget: Budget) -> dict[str, Mode
             budget,
         )
         print(f"{name}: {outcome.state.step} steps, validation Dice {outcome.best_dice:.3f}", flush=True)
+        if adaptation:
+            print(
+                f"followed: {calibrate_run(folder / name, dataset, open_run(folder / name).split.validation)}",
+                flush=True,
+            )
         models[name] = load_model(folder / name)
     return models
 
@@ -194,7 +184,9 @@ def _inside(masks: Mapping[str, Mask], grid: Grid, points: FloatArray) -> Mask:
     return found
 
 
-def compare(pair: Pair, models: Mapping[str, Model]) -> dict[str, tuple[float, ...]]:
+def compare(
+    pair: Pair, models: Mapping[str, Model], others: Mapping[str, Peer]
+) -> dict[str, tuple[float, ...]]:
     """Way -> surface Dice, Dice, field error in the body and in structures, CPU-seconds; NaN if not had."""
     nan = float("nan")
     before = time.process_time()
@@ -207,7 +199,7 @@ def compare(pair: Pair, models: Mapping[str, Model]) -> dict[str, tuple[float, .
     }
     jacobian = own.deformation.jacobian[body]
     print(f"  Jacobian {jacobian.min():.2f} to {jacobian.max():.2f}", flush=True)
-    for name, peer in peers().items():
+    for name, peer in others.items():
         before = time.process_time()
         deformation = peer(own.planning, own.repeat, own.deformation.rigid)
         rows[name] = _row(pair, deformation, body, time.process_time() - before)
@@ -215,7 +207,7 @@ def compare(pair: Pair, models: Mapping[str, Model]) -> dict[str, tuple[float, .
         shapes = shapes_of(pair)
         refined = refine(models["refined"], pair.repeat, pair.planning, own.deformation, shapes)
         moved = carried(pair, own.deformation)
-        masks = {name: refined.mask(name, moved[name], pair.repeat.grid) for name in refined.probability}
+        masks = moved | {n: refined.mask(n, moved[n], pair.repeat.grid) for n in refined.probability}
         rows["refined"] = (*surface_dice(pair, masks), nan, nan, nan)
         found = predict([models["network"]], pair.repeat)
         alone = {
@@ -234,14 +226,15 @@ def _row(pair: Pair, deformation: Deformation, body: Mask, took: float) -> tuple
     return (*surface_dice(pair, carried(pair, deformation)), *field_errors(pair, deformation, body), took)
 
 
-def peers() -> dict[str, Peer]:
+def peers(*, bspline: bool) -> dict[str, Peer]:
     """SimpleITK's, where it is installed."""
     try:
         import SimpleITK  # noqa: F401
     except ImportError:
         print("SimpleITK is not installed and left out; see requirements-peers/adaptation.txt")
         return {}
-    return {"simpleitk-bspline": adaptation_peers.bspline, "simpleitk-demons": adaptation_peers.demons}
+    found: dict[str, Peer] = {"simpleitk-demons": adaptation_peers.demons}
+    return found | ({"simpleitk-bspline": adaptation_peers.bspline} if bspline else {})
 
 
 def real_pairs(each: int) -> Iterator[Pair]:
@@ -275,12 +268,14 @@ def _dicom_pairs(each: int) -> Iterator[Pair]:
             yield deformed_pair(f"{kind} {number}, {amount:g} mm", draft.image, masks, amount, number)
 
 
-def run_pairs(pairs: Iterator[Pair], models: Mapping[str, Model]) -> dict[str, float]:
+def run_pairs(
+    pairs: Iterator[Pair], models: Mapping[str, Model], others: Mapping[str, Peer]
+) -> dict[str, float]:
     """Print a table per pair; the means of surface Dice."""
     table: dict[str, list[tuple[float, ...]]] = {}
     for pair in pairs:
         print(pair.name, flush=True)
-        for way, row in compare(pair, models).items():
+        for way, row in compare(pair, models, others).items():
             table.setdefault(way, []).append(row)
             print(f"  {way:18} {_figures(row)}", flush=True)
     means = {}
@@ -344,14 +339,16 @@ def main() -> None:
     parser.add_argument("--part", choices=("phantoms", "openkbp", "real", "time"), default="phantoms")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--patients", type=int, default=12, help="to train on")
+    parser.add_argument("--no-bspline", action="store_true", help="leave out what takes minutes a pair")
     parser.add_argument("--minutes", type=float, default=4.0, help="of processor time per training; 0: none")
     options = parser.parse_args()
     if options.part == "time":
         seconds = time_one()
         report(QUESTION, "s for 512×512×150", seconds, {}, limit=180.0, ratio=None)
         return
+    others = peers(bspline=not options.no_bspline)
     if options.part == "real":
-        means = run_pairs(real_pairs(1 if options.quick else options.pairs), {})
+        means = run_pairs(real_pairs(1 if options.quick else options.pairs), {}, others)
         ours, others = means.pop("propagation"), means
         best = max((v for k, v in means.items() if k.startswith("simpleitk")), default=float("nan"))
         report(QUESTION, "surface Dice at 2 mm", ours, others, limit=0.0, ratio=ours - best)
@@ -366,12 +363,12 @@ def main() -> None:
             make = phantom_dataset if options.part == "phantoms" else openkbp_dataset
             models = train_both(make(folder / "dataset", patients), folder, budget)
         if options.part == "openkbp":
-            means = run_pairs(openkbp_pairs(slice(-count, None)), models)
+            means = run_pairs(openkbp_pairs(slice(-count, None)), models, others)
         else:
             if not options.quick:
                 unchanged()
             pairs = (phantom_pair(k + 1, AMOUNTS_MM[k % 3]) for k in range(count))
-            means = run_pairs(pairs, models)
+            means = run_pairs(pairs, models, others)
     ours = means.pop("refined" if models else "propagation")
     best = max(value for name, value in means.items() if name not in {"rigid", "fused"})
     report(QUESTION, "surface Dice at 2 mm", ours, means, limit=0.0, ratio=ours - best)

@@ -3,19 +3,24 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from consilium.adaptation.calibrate import KnownPair, choose_strengths, deform_patient
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
 from consilium.adaptation.refine import refine
 from consilium.errors import CheckpointError, ConfigurationError
+from consilium.geometry.volume import Volume
 from consilium.inference.contour import contour_volume
 from consilium.inference.model import Model, load_model
 from consilium.inference.preprocess import PRIOR_REACH_MM, Prior, depth_in
 from consilium.inference.sliding_window import predict_windows
+from consilium.inference.strength import CARD_ENTRY, follow
 from consilium.inference.whole_volume import predict_whole
 from consilium.metrics.overlap import dice
 from consilium.training.earlier_day import earlier_day
@@ -29,6 +34,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder: Path = tmp_path_factory.mktemp("runs") / "run"
     train_dataset(dataset, folder, small_config(adaptation=True), Budget(steps=50))
     return load_model(folder)
+
+
+WHOLLY = {"Bladder": 1.0, "Rectum": 1.0}
 
 
 def test_the_earlier_day_is_the_same_patient_a_little_elsewhere() -> None:
@@ -63,7 +71,7 @@ def test_the_network_follows_its_prior_and_the_image(model: Model) -> None:
     field = np.zeros((3, *grid.shape_zyx), np.float32)
     field[1] = 4.0
     off = Deformation(field, grid, np.eye(4))
-    found = refine(model, case.image, case.image, off, {"Bladder": known["Bladder"]})
+    found = refine(model, case.image, case.image, off, {"Bladder": known["Bladder"]}, strengths=WHOLLY)
     assert found.source == "refined"
     assert set(found.probability) == {"Bladder"}, "what was not drawn is not made up"
     carried = known["Bladder"].carried(off, grid)
@@ -94,7 +102,7 @@ def test_a_network_that_says_nothing_leaves_the_propagated_contours_where_they_a
         for head in silent.network.heads:
             head.weight.zero_()
             head.bias.zero_()
-    found = refine(silent, case.image, case.image, moved, {"Bladder": shape})
+    found = refine(silent, case.image, case.image, moved, {"Bladder": shape}, strengths=WHOLLY)
     carried = shape.carried(moved, grid)
     assert dice(found.mask("Bladder", carried, grid), carried) > 0.97
 
@@ -105,6 +113,69 @@ def test_a_network_of_an_earlier_version_is_refused(model: Model) -> None:
     still = Deformation(np.zeros((3, *case.image.grid.shape_zyx), np.float32), case.image.grid, np.eye(4))
     with pytest.raises(CheckpointError, match="Train it again"):
         refine(old, case.image, case.image, still, {})
+
+
+def test_a_network_is_followed_as_far_as_it_helped_on_other_patients(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = small_case(79)
+    still = Deformation(np.zeros((3, *case.image.grid.shape_zyx), np.float32), case.image.grid, np.eye(4))
+    truth = {a.structure: a.mask().astype(bool) for a in case.annotations if a.mask is not None}
+    shapes = {n: s for n, m in truth.items() if (s := StructureShape.of(m, case.image.grid)) is not None}
+    with pytest.raises(CheckpointError, match="consilium train --resume"):
+        refine(model, case.image, case.image, still, shapes)
+    own = replace(model.description, card={**model.description.card, CARD_ENTRY: {"Bladder": 0.5}})
+    found = refine(replace(model, description=own), case.image, case.image, still, shapes)
+    assert set(found.probability) == {"Bladder"}
+    whole = refine(model, case.image, case.image, still, shapes, strengths=WHOLLY).probability["Bladder"]
+    depth = shapes["Bladder"].depth_carried(still, found.grid)
+    half = found.probability["Bladder"]
+    between = (half - whole) * (half - 1 / (1 + np.exp(-depth / 1.5)))
+    assert (between <= 1e-5).all(), "a mean of two logits lies between them"
+
+
+@pytest.mark.parametrize(("spoilt", "expected"), [("network", 0.0), ("propagation", 1.0)])
+def test_the_strength_is_what_helps_patients_with_a_known_deformation(
+    spoilt: str, expected: float, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = small_case(80)
+    masks = {a.structure: a.mask().astype(bool) for a in case.annotations if a.mask is not None}
+
+    def follow_wrongly(probability: np.ndarray, depth: np.ndarray, strength: float) -> np.ndarray:
+        true = follow(probability, depth, strength)
+        return np.roll(true, round(8 * strength), axis=1) if spoilt == "network" else true
+
+    def deform_and_remember(*given: Any) -> KnownPair:
+        pairs.append(deform_patient(*given))
+        return pairs[-1]
+
+    def find_it(planning: Volume, repeat: Volume) -> SimpleNamespace:
+        truth = pairs[-1].truth
+        off = truth.displacement_lps_mm + np.float32(0.0 if spoilt == "network" else 3.5)
+        return SimpleNamespace(deformation=replace(truth, displacement_lps_mm=off))
+
+    pairs: list[KnownPair] = []
+    monkeypatch.setattr("consilium.adaptation.refine.follow", follow_wrongly)
+    monkeypatch.setattr("consilium.adaptation.calibrate.register", find_it)
+    monkeypatch.setattr("consilium.adaptation.calibrate.deform_patient", deform_and_remember)
+    chosen = choose_strengths(model, [(case.image, masks)])
+    assert chosen["Bladder"] == expected
+
+
+def test_a_known_deformation_moves_structures_by_its_amount() -> None:
+    case = small_case(81)
+    masks = {a.structure: a.mask().astype(bool) for a in case.annotations if a.mask is not None}
+    pair = deform_patient(case.image, masks, 8.0, np.random.default_rng(0))
+    union = np.logical_or.reduce(list(masks.values()))
+    points = case.image.grid.affine.to_points(np.argwhere(union))
+    moved = np.linalg.norm(pair.truth.to_planning(points) - points, axis=1)
+    assert 5.0 < moved.max() < 9.0
+    for name, mask in pair.planning_masks.items():
+        expected = StructureShape.of(mask, case.image.grid)
+        assert expected is not None
+        assert dice(pair.masks[name], expected.carried(pair.truth, case.image.grid)) == 1.0
+    assert pair.planning.array[union].std() > 5.0, "noise on both days"
+    assert np.abs(pair.planning.array - case.image.array).std() > 5.0
 
 
 def test_windows_see_the_same_prior_as_a_whole_pass(model: Model) -> None:

@@ -14,6 +14,7 @@ from consilium.inference.contour import probabilities_of_image
 from consilium.inference.model import PRIOR_CARD, Model
 from consilium.inference.postprocess import keep_largest_component
 from consilium.inference.preprocess import AIR, PRIOR_REACH_MM, Prior, map_to_grid, prepare_image
+from consilium.inference.strength import follow, strengths_of
 from consilium.types import FloatArray, Mask, Progress, no_progress
 
 SOFTNESS_MM = 3.0
@@ -57,13 +58,17 @@ def refine(
     deformation: Deformation,
     shapes: Mapping[str, StructureShape],
     *,
+    strengths: Mapping[str, float] | None = None,
     progress: Progress = no_progress,
 ) -> Refinement:
     """Ask the network about every structure that both it and the planning contours know.
 
     A network for adaptation (``consilium train --adaptation``) gets the repeat CT, the warped planning CT and
-    the propagated contours. An ordinary contouring network gets the repeat CT alone; the mean of its logit
-    and that of the propagated contour then decides, so that it moves a surface by as much as it is sure.
+    the propagated contours. It is followed as far as helped on its validation patients; a structure in which
+    it was no help there is left out.
+
+    An ordinary contouring network gets the repeat CT alone; the mean of its logit and that of the propagated
+    contour then decides, so that it moves a surface by as much as it is sure.
 
     Args:
         model: See `consilium.inference.model.load_model`.
@@ -71,19 +76,26 @@ def refine(
         planning: The planning CT.
         deformation: Between them.
         shapes: Of the planning structures.
+        strengths: Structure -> how far a network for adaptation is followed; by default as its card says.
         progress: Told while the network works.
 
     Raises:
-        CheckpointError: A network for adaptation of an earlier version.
+        CheckpointError: A network for adaptation of an earlier version, or one whose training has not ended.
     """
-    if model.description.takes_prior and not PRIOR_CARD.items() <= model.description.card.items():
+    card = model.description.card
+    if model.description.takes_prior and not PRIOR_CARD.items() <= card.items():
         raise CheckpointError(
             "model: a network for adaptation must be one whose output is added to the earlier contours; this "
             "one was trained by an earlier version. Train it again with consilium train --adaptation."
         )
     prepared = prepare_image(repeat, model.preprocessing)
-    known = [name for name in model.structures if name in shapes]
     if model.description.takes_prior:
+        followed = strengths_of(card) if strengths is None else strengths
+        if followed is None:
+            raise CheckpointError(
+                "model: how far a network for adaptation is to be followed must be known; its training has "
+                "not ended. End it with consilium train --resume."
+            )
         warped = deformation.warp(planning, prepared.grid, fill=AIR).array
         shape = (len(model.structures), *prepared.grid.shape_zyx)
         depth = np.full(shape, -PRIOR_REACH_MM, dtype=np.float32)
@@ -92,12 +104,17 @@ def refine(
                 depth[s] = shapes[name].depth_carried(deformation, prepared.grid)
         prior = Prior(image=warped, depth_mm=depth)
         found = probabilities_of_image(model, prepared.array, prior, progress=progress)
-        probability = {name: found[model.structures.index(name)] for name in known}
+        probability = {
+            name: follow(found[s], depth[s], followed[name])
+            for s, name in enumerate(model.structures)
+            if name in shapes and followed.get(name)
+        }
     else:
         found = probabilities_of_image(model, prepared.array, progress=progress)
         probability = {
-            name: _fused(found[model.structures.index(name)], shapes[name], deformation, prepared.grid)
-            for name in known
+            name: _fused(found[s], shapes[name], deformation, prepared.grid)
+            for s, name in enumerate(model.structures)
+            if name in shapes
         }
     return Refinement(
         probability=probability,

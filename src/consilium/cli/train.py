@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consilium.adaptation.calibrate import calibrate_run
 from consilium.cases.dataset import Dataset, open_dataset
 from consilium.cases.files import write_atomically
 from consilium.cli import cascades
@@ -25,6 +26,11 @@ from consilium.training.workers import Group, join_workers, leave_workers
 from consilium.types import Progress, Triple, no_progress
 
 DEFAULT_EPOCHS = 200
+FOLLOWED = {
+    1.0: "On validation patients with a known deformation the network was best followed in full",
+    0.5: "By half",
+    0.0: "It was no help, so these are propagated only",
+}
 
 
 def train(
@@ -114,6 +120,7 @@ def _train(frame: TrainingFramework, opened: Dataset, chosen: Run) -> int:
     for reason in chosen.plan.reasons:
         console.print(reason, markup=False, highlight=False)
     workers = frame.workers
+    strengths: dict[str, float] = {}
     with stop_on_interrupt() as should_stop, _progress_of(workers) as progress:
         parts = prepare_run(opened, chosen, progress=progress)
         if workers.leads:
@@ -127,6 +134,8 @@ def _train(frame: TrainingFramework, opened: Dataset, chosen: Run) -> int:
             on_validation=lambda entry: write_curves(chosen),
             framework=frame,
         )
+        if outcome.finished and workers.leads and chosen.plan.takes_prior:
+            strengths = calibrate_run(chosen.folder, opened, chosen.split.validation, progress=progress)
     leave_workers()
     if not outcome.finished:
         console.print(
@@ -136,6 +145,10 @@ def _train(frame: TrainingFramework, opened: Dataset, chosen: Run) -> int:
         )
         return INTERRUPTED
     _print_end(chosen, outcome.best_step)
+    for strength, text in FOLLOWED.items():
+        names = ", ".join(name for name, value in strengths.items() if value == strength)
+        if names:
+            console.print(f"{text}: {names}", markup=False)
     return 0
 
 
