@@ -138,10 +138,8 @@ def train_both(dataset: Dataset, folder: Path, budget: Budget) -> dict[str, Mode
         )
         print(f"{name}: {outcome.state.step} steps, validation Dice {outcome.best_dice:.3f}", flush=True)
         if adaptation:
-            print(
-                f"followed: {calibrate_run(folder / name, dataset, open_run(folder / name).split.validation)}",
-                flush=True,
-            )
+            others = open_run(folder / name).split.validation
+            print(f"followed: {calibrate_run(folder / name, dataset, others)}", flush=True)
         models[name] = load_model(folder / name)
     return models
 
