@@ -13,18 +13,19 @@ from pydicom.misc import is_dicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import RLELossless, RTDoseStorage, SecondaryCaptureImageStorage
 
+from consilium.cli.deidentify import deidentify
 from consilium.errors import ConfigurationError, RefusedInput
 from consilium.exporters.deidentify import Deidentifier, check_accepted, deidentify_folder
 from consilium.geometry.volume import Volume
 from consilium.phantoms.dicom import SeriesIdentity, write_series, write_structures
-from consilium.standards.names import propose_name
+from consilium.standards.names import find_sure_name
 from tests.data import shared_data, unpacked
 from tests.geometry.grids import grid
 
 CANARY = "CANARY"
 KEY = bytes(range(32))
 GRID = grid((4, 8, 10), (3.0, 1.0, 1.0))
-DEIDENTIFIER = Deidentifier(KEY, lambda name: propose_name(name).name)
+DEIDENTIFIER = Deidentifier(KEY, find_sure_name)
 
 
 def plant(dataset: Dataset, depth: int = 0) -> None:
@@ -74,7 +75,7 @@ def study(tmp_path: Path) -> Path:
     identity = SeriesIdentity(label="one")
     values = np.random.default_rng(1).integers(-500, 500, GRID.shape_zyx).astype(np.int16)
     instances = write_series(folder / "ct", Volume(values, GRID), identity)
-    contours = {f"Parotid L {CANARY}": [square(1), square(2)], CANARY: [square(1)], "Blase": [square(2)]}
+    contours = {"Parotis li": [square(1), square(2)], f"{CANARY} Heart": [square(1)], "Blase": [square(2)]}
     write_structures(folder / "rs.dcm", contours, GRID, identity, instances=instances)
     slices = [pydicom.dcmread(path) for path in sorted((folder / "ct").iterdir())]
     write_segmentation(folder / "seg.dcm", slices)
@@ -218,6 +219,31 @@ def test_structure_names_are_standard_names_or_numbers(copies: list[Dataset]) ->
     names = [roi.ROIName for roi in structures.StructureSetROISequence]
     assert names == ["Parotid_L", "STRUCTURE 2", "Bladder"]
     assert structures.StructureSetLabel == "STRUCTURES"
+
+
+@pytest.mark.parametrize(
+    ("names", "become"),
+    [
+        (["PTV-Rectum", "Not Bladder", "Ghost_Heart"], ["STRUCTURE 1", "STRUCTURE 2", "STRUCTURE 3"]),
+        (["GTV", "GTV alt"], ["GTV", "STRUCTURE 2"]),
+        (["GTV alt", "GTV", "GTV"], ["STRUCTURE 1", "GTV", "STRUCTURE 3"]),
+        (["Blase", "Harnblase"], ["Bladder", "STRUCTURE 2"]),
+    ],
+)
+def test_a_name_that_is_not_sure_or_is_taken_becomes_a_number(
+    names: list[str], become: list[str], tmp_path: Path
+) -> None:
+    path, out = tmp_path / "in" / "rs.dcm", tmp_path / "out"
+    write_structures(
+        path, {f"roi {k}": [square(1)] for k in range(len(names))}, GRID, SeriesIdentity(label="a")
+    )
+    structures = pydicom.dcmread(path)
+    for item, name in zip(structures.StructureSetROISequence, names, strict=True):
+        item.ROIName = name
+    structures.save_as(path)
+    deidentify(path.parent, out, tmp_path / "key")
+    (copy,) = (pydicom.dcmread(found) for found in out.rglob("*.dcm"))
+    assert [item.ROIName for item in copy.StructureSetROISequence] == become
 
 
 def test_the_same_key_gives_the_same_copies_and_another_key_others(study: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from consilium.audit.facts import AIR_HU, CaseFacts, StructureFacts, compute_case_facts
 from consilium.cases.dataset import Dataset
-from consilium.standards.names import CONFIDENT, propose_name
+from consilium.standards.names import CONFIDENT, find_sure_name, propose_name
 from consilium.types import Progress, no_progress
 
 SOFT_HU = (-150, 150)
@@ -142,8 +142,7 @@ def judge(
 @lru_cache(maxsize=10_000)
 def standard_name(structure: str) -> str:
     """What structures of several spellings are counted under: the TG-263 name where it is sure."""
-    proposal = propose_name(structure)
-    return proposal.name if proposal.name and proposal.confidence >= CONFIDENT else structure
+    return find_sure_name(structure) or structure
 
 
 def _judge_image(facts: CaseFacts) -> Iterable[AuditFinding]:

@@ -10,7 +10,7 @@ from consilium.cases.files import write_atomically
 from consilium.cli.console import console, print_table, progress_bar
 from consilium.errors import ConfigurationError
 from consilium.exporters.deidentify import Deidentifier, deidentify_folder
-from consilium.standards.names import propose_name
+from consilium.standards.names import find_sure_name
 
 KEY_BYTES = 32
 
@@ -24,7 +24,7 @@ def deidentify(
 ) -> None:
     """Copy DICOM files without identity: keyed UIDs keep the references, everything unknown is removed.
 
-    Structures get standard names where they are understood, else numbers. Secondary captures, dose sheets and
+    Structures get standard names where these are sure, else numbers. Secondary captures, dose sheets and
     every other kind of object are refused and listed.
     """
     if not source.is_dir():
@@ -36,7 +36,7 @@ def deidentify(
         console.print(
             f"New key in {key}: keep it in the hospital, and never beside the copies.", markup=False
         )
-    deidentifier = Deidentifier(_read_key(key), lambda name: propose_name(name).name)
+    deidentifier = Deidentifier(_read_key(key), find_sure_name)
     paths = sorted(path for path in source.rglob("*") if path.is_file())
     with progress_bar() as progress:
         refused = deidentify_folder(paths, out, deidentifier, progress=progress)

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from consilium.errors import ConfigurationError, RefusedInput
 from consilium.exporters.deidentify_rules import (
     CODE_VALUES,
     FIXED,
+    NAMES,
     NUMERIC_BYTES,
     TAG_KIND,
     VENDORS,
@@ -68,7 +69,8 @@ class Deidentifier:
     Args:
         key: At least 16 secret bytes. Who has it can check a guess, so it stays in the hospital.
         name_of: Makes a safe name of a structure's name, or None where it cannot; the structure is then
-            called by its number. It must not pass on what it does not understand.
+            called by its number, as are further structures of the same name. It must not pass on what it
+            does not understand.
 
     Raises:
         ConfigurationError: If the key is too short.
@@ -139,7 +141,9 @@ class Deidentifier:
             _copy_number(source, copy, tag)
         elif kind == "sequence":
             items = source[tag].value or []
-            setattr(copy, keyword, [self._copy_items(item, depth + 1) for item in items])
+            copies = [self._copy_items(item, depth + 1) for item in items]
+            _number_twins(items, copies)
+            setattr(copy, keyword, copies)
         elif kind in ("uid", "standard-uid"):
             text = str(source[tag].value or "")
             if kind == "uid" and text:
@@ -160,8 +164,7 @@ class Deidentifier:
             setattr(copy, keyword, FIXED.get(keyword, ""))
 
     def _name(self, item: Dataset, original: str) -> str:
-        number = item.get("ROINumber", item.get("SegmentNumber", 0))
-        return (self.name_of(original) or f"STRUCTURE {int(number)}")[:64]
+        return (self.name_of(original) or _numbered(item))[:64]
 
     def _digest(self, kind: str, original: str) -> bytes:
         return hmac.new(self.key, f"{kind}\0{original.strip()}".encode(), hashlib.sha256).digest()
@@ -204,6 +207,24 @@ def deidentify_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
     return refused
+
+
+def _numbered(item: Dataset) -> str:
+    return f"STRUCTURE {int(item.get('ROINumber', item.get('SegmentNumber', 0)))}"
+
+
+def _number_twins(items: Sequence[Dataset], copies: Sequence[Dataset]) -> None:
+    """Leave each name with one structure, the one that was spelt so or else the first; number the others."""
+    for keyword in NAMES:
+        twins: dict[str, list[int]] = {}
+        for k, copy in enumerate(copies):
+            if keyword in copy:
+                twins.setdefault(str(copy[keyword].value), []).append(k)
+        for name, places in twins.items():
+            spelt_so = (k for k in places if str(items[k][keyword].value) == name)
+            keeps = next(spelt_so, places[0])
+            for k in set(places) - {keeps}:
+                setattr(copies[k], keyword, _numbered(items[k]))
 
 
 class _NotDicom(Exception):

@@ -90,6 +90,17 @@ def propose_name(original: str) -> Proposal:
     return replace(proposal, original=original)
 
 
+def find_sure_name(original: str) -> str | None:
+    """The proposed name if it may be taken without looking; None where a person must look.
+
+    Example:
+        >>> find_sure_name("Blase"), find_sure_name("Not Bladder")
+        ('Bladder', None)
+    """
+    proposal = propose_name(original)
+    return proposal.name if proposal.confidence >= CONFIDENT else None
+
+
 def _says(text: str, words: set[str]) -> bool:
     return bool(set(split_words(text)) & words)
 
