@@ -297,6 +297,26 @@ def test_damaged_files_are_refused_and_the_others_written(study: Path, tmp_path:
     assert len(list((tmp_path / "o").rglob("*.dcm"))) == 4
 
 
+@pytest.mark.parametrize("keyword", ["SeriesInstanceUID", "SOPInstanceUID"])
+def test_a_file_without_a_uid_is_refused_and_the_others_written(
+    study: Path, tmp_path: Path, keyword: str
+) -> None:
+    good = sorted((study / "ct").iterdir())
+    damaged = pydicom.dcmread(good[0])
+    del damaged[keyword]
+    damaged.save_as(good[0])
+    refused = deidentify_folder(good, tmp_path / "o", DEIDENTIFIER)
+    assert [r.where for r in refused] == ["file 1"]
+    assert len(list((tmp_path / "o").rglob("*.dcm"))) == 3
+
+
+def test_a_patient_whose_id_has_an_issuer_in_one_object_only_stays_one(study: Path) -> None:
+    first = pydicom.dcmread(sorted((study / "ct").iterdir())[0])
+    before = DEIDENTIFIER.copy(first).PatientID
+    first.IssuerOfPatientID = "Hospital"
+    assert DEIDENTIFIER.copy(first).PatientID == before
+
+
 def test_a_short_key_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="16 bytes"):
         Deidentifier(b"short")

@@ -56,6 +56,19 @@ def without_structures(dataset: Any) -> None:
     del dataset.StructureSetROISequence
 
 
+def test_a_patient_is_one_although_only_some_objects_say_who_issued_the_id(tmp_path: Path) -> None:
+    def issued(dataset: Any) -> None:
+        dataset.IssuerOfPatientID = "Hospital"
+
+    patient(tmp_path, "Bladder")
+    before = read(tmp_path)
+    for path in sorted(tmp_path.rglob("ct_*.dcm"))[1:]:
+        change(path, issued)
+    after = read(tmp_path)
+    assert after.patient_identity == before.patient_identity
+    assert [a.structure for a in after.annotations] == ["Bladder"]
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [

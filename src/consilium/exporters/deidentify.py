@@ -90,7 +90,7 @@ class Deidentifier:
         return f"2.25.{int.from_bytes(self._digest('uid', original)[:16], 'big')}"
 
     def patient(self, original: str) -> str:
-        """The pseudonym of a patient's id."""
+        """The pseudonym of a patient's id, whoever issued it: not every object of a patient says who did."""
         return f"patient-{self._digest('patient', original).hex()[:16]}"
 
     def copy(self, source: Dataset) -> Dataset:
@@ -105,8 +105,7 @@ class Deidentifier:
         copy = self._copy_items(source, depth=0)
         if "PixelData" in copy:
             copy.PixelData = _trimmed(source)
-        patient = self.patient(f"{source.get('PatientID', '')}\0{source.get('IssuerOfPatientID', '')}")
-        copy.PatientID = copy.PatientName = patient
+        copy.PatientID = copy.PatientName = self.patient(str(source.get("PatientID") or ""))
         copy.Manufacturer = _vendor(str(source.get("Manufacturer", "")))
         for keyword in ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"):
             setattr(copy, keyword, "")
@@ -188,6 +187,7 @@ def deidentify_folder(
         progress("de-identifying", number, len(files))
         try:
             copy = deidentifier.copy(_read(path, number))
+            target, content = out / _place_of(copy), _bytes(copy)
         except RefusedInput as refusal:
             refused.append(RefusedInput(f"file {number}", refusal.reason, refusal.remedy))
             continue
@@ -197,9 +197,6 @@ def deidentify_folder(
             reason = f"must be readable DICOM; {type(error).__name__} on copying it."
             refused.append(RefusedInput(f"file {number}", reason, "Copy or export it again."))
             continue
-        series = str(copy.SeriesInstanceUID)[-8:]
-        target = out / str(copy.PatientID) / f"{copy.Modality}-{series}" / f"{copy.SOPInstanceUID}.dcm"
-        content = _bytes(copy)
         if written.setdefault(target, content_digest := hashlib.sha256(content).digest()) != content_digest:
             reason = "must have a SOP Instance UID of its own; another file of other content has the same."
             refused.append(RefusedInput(f"file {number}", reason, "Leave out the one that is not wanted."))
@@ -353,6 +350,11 @@ def _meta(copy: Dataset) -> FileMetaDataset:
     meta.MediaStorageSOPInstanceUID = copy.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return meta
+
+
+def _place_of(copy: Dataset) -> Path:
+    series = str(copy.SeriesInstanceUID)[-8:]
+    return Path(str(copy.PatientID), f"{copy.Modality}-{series}", f"{copy.SOPInstanceUID}.dcm")
 
 
 def _bytes(copy: Dataset) -> bytes:

@@ -47,7 +47,8 @@ class SeriesHeader:
     Args:
         series_instance_uid, study_instance_uid, frame_of_reference_uid: Checked UIDs; the last may be "".
         modality, sop_class_uid: DICOM's words.
-        patient_identity: Patient ID and its issuer; "" where the source has none. Private.
+        patient_identity: Patient ID, without its issuer, whom not every object names; "" if not given.
+            Private.
         slices: In any order; kept ordered along the normal of the slices, so that ``slices[k]`` is slice k of
             the volume of a series without gaps.
         findings: What the scan noticed.

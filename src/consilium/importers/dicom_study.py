@@ -254,7 +254,7 @@ def _add_structure_sets(study: Study, grid: Grid, found: _Gathered) -> None:
 
 def _check_patient(structure_set: StructureSet, series: SeriesHeader) -> None:
     theirs, its = structure_set.patient_identity, series.patient_identity
-    if theirs and its and theirs.split("\n")[0] != its.split("\n")[0]:
+    if theirs and its and theirs != its:
         raise RefusedInput(
             "RTSTRUCT",
             "must be of the patient of its CT; it has another patient id.",

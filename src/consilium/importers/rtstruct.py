@@ -63,7 +63,7 @@ class StructureSet:
         rois: In the file's order.
         referenced_series_uids: Series it was drawn on.
         sha256: Digest of the file.
-        patient_identity: Patient ID, with its issuer where it has one; "" if not given. Private.
+        patient_identity: Patient ID; "" if not given. Private.
         findings: About the file as a whole.
     """
 
@@ -111,7 +111,7 @@ def read_rtstruct(path: Path) -> StructureSet:
             int(o.ReferencedROINumber): str(o.get("RTROIInterpretedType") or "").strip().upper()
             for o in dataset.get("RTROIObservationsSequence") or ()
         }
-        patient, issuer = (str(dataset.get(k) or "").strip() for k in ("PatientID", "IssuerOfPatientID"))
+        patient = str(dataset.get("PatientID") or "").strip()
         tokens = _identifying_tokens(dataset)
         series = frozenset(_referenced_series(dataset))
         rois = []
@@ -127,7 +127,7 @@ def read_rtstruct(path: Path) -> StructureSet:
         rois=tuple(rois),
         referenced_series_uids=series,
         sha256=file_sha256(path),
-        patient_identity=f"{patient}\n{issuer}" if patient and issuer else patient,
+        patient_identity=patient,
     )
 
 

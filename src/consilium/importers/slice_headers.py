@@ -13,7 +13,7 @@ from consilium.importers.dicom_series import SliceHeader
 from consilium.importers.pixels import PixelFormat, StoredSlice
 
 SLICE_KEYWORDS = [
-    "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "IssuerOfPatientID", "StudyInstanceUID",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID",
     "SeriesInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
     "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
@@ -48,14 +48,13 @@ def read_identity(attributes: Attributes) -> Identity:
     Raises:
         RefusedInput: If a UID is there but is none.
     """
-    patient, issuer = attributes.text("PatientID"), attributes.text("IssuerOfPatientID")
     return Identity(
         series_instance_uid=attributes.uid("SeriesInstanceUID"),
         study_instance_uid=attributes.uid("StudyInstanceUID"),
         frame_of_reference_uid=attributes.uid("FrameOfReferenceUID"),
         modality=attributes.text("Modality"),
         sop_class_uid=attributes.sop_class_uid,
-        patient_identity=f"{patient}\n{issuer}" if patient and issuer else patient,
+        patient_identity=attributes.text("PatientID"),
     )
 
 
