@@ -285,7 +285,7 @@ def test_merged_sketches_have_the_pooled_medians_within_two_bins_in_any_order(
 
 
 def test_volumes_of_fewer_than_five_contours_are_left_out(rng: np.random.Generator) -> None:
-    known = {"Larynx": 4, "Mandible": 6}
+    known = {"Larynx": 5, "Mandible": 6}
     volumes = {"Larynx": [1e4] * 4, "Mandible": [5e4] * 6}
     sketch = build_sketch(*draw_site(rng, 6, 2.5), structures=known, volumes_mm3=volumes)
     assert dict(sketch.structures) == known
@@ -293,10 +293,25 @@ def test_volumes_of_fewer_than_five_contours_are_left_out(rng: np.random.Generat
     assert sketch.values(VOLUME + "Mandible") == pytest.approx([5e4] * 6, rel=0.03)
     assert decode_sketch(sketch.encode()) == sketch
     both = merge_sketches([sketch, build_sketch(*draw_site(rng, 5, 2.5), structures={"Larynx": 5})])
-    assert dict(both.structures) == {"Larynx": 9, "Mandible": 6}
+    assert dict(both.structures) == {"Larynx": 10, "Mandible": 6}
     other = build_sketch(*draw_site(rng, 5, 2.5), modality="MR")
     with pytest.raises(DataError, match="one kind; found CT, MR"):
         merge_sketches([sketch, other])
+
+
+def test_structures_of_fewer_than_five_cases_and_names_that_no_file_can_hold_are_left_out(
+    rng: np.random.Generator,
+) -> None:
+    known = {"Bladder": 6, "GTV_Mueller": 1, "Larynx": 4, "PTV_50.4": 6, "Blase_Hüfte": 6, "Lung (L)": 6}
+    volumes = {name: [1e4] * 6 for name in known}
+    sketch = build_sketch(*draw_site(rng, 6, 2.5), structures=known, volumes_mm3=volumes)
+    assert dict(sketch.structures) == {"Bladder": 6}
+    assert [name for name in sketch.counts if name.startswith(VOLUME)] == [VOLUME + "Bladder"]
+    for name in ("GTV_Mueller", "Larynx", "PTV_50.4"):
+        forged = json.loads(sketch.encode()) | {"structures": {name: known[name]}, "counts": {}}
+        forged["counts"] = {k: v for k, v in json.loads(sketch.encode())["counts"].items() if k in AXES}
+        with pytest.raises(DataError, match=f"{name}.* is not"):
+            decode_sketch(json.dumps(forged).encode())
 
 
 def test_a_sketch_holds_no_bin_of_fewer_than_five_cases_and_no_site_of_fewer(

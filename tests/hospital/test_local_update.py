@@ -1,5 +1,6 @@
 """A dataset in a federation: one site is local training, unknown organs wait, rules act on gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_an_organ_that_a_hospital_does_not_know_keeps_its_head_there(tmp_path: P
         bladder, rectum = (settings.heads.rows(s, len(start[name])) for s in BOTH)
         assert np.array_equal(result.parameters[name][rectum], start[name][rectum])
         assert not np.array_equal(result.parameters[name][bladder], start[name][bladder])
+
+
+def test_an_organ_that_a_hospital_did_not_enrol_with_is_not_reported(dataset: Dataset) -> None:
+    plan, config = shared_plan(dataset, BOTH)
+    settings = make_settings(plan, config, {"a": (5, {"Bladder": 5})}, rounds=2, steps=1)
+    settings = replace(settings, training={**settings.training, "validate_every": 1})
+    hospital = open_all(settings, {"a": dataset})["a"]
+    start = hospital.agreement.build_initial()
+    result = hospital(dict(start), round_number=1, task=LocalTask(round_number=1))
+    assert set(result.cases_by_structure) == {"Bladder"}
+    assert "dice/Rectum" not in result.metrics
 
 
 def test_a_spring_keeps_the_model_nearer_to_what_was_received(dataset: Dataset) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from consilium.cases.annotate import write_annotation
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
+from consilium.cli import federation_plan
 from consilium.errors import ConfigurationError, DataError
 from consilium.federation.federation_file import read_federation_file, write_federation_file
 from consilium.federation.plan_sketch import AXES, Sketch
@@ -146,6 +148,23 @@ def test_nothing_of_a_single_case_is_in_a_sketch(sketches: dict[str, Sketch]) ->
         assert "patient-" not in text
         assert set(json.loads(text)) == {"cases", "counts", "modality", "structures"}
         assert set(AXES) <= set(sketch.counts)
+
+
+def test_a_structure_of_one_case_and_a_name_that_cannot_be_are_left_out_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = add_cases(create_dataset(tmp_path / "data"), "north")
+    for number, case in enumerate(list(dataset.cases())):
+        names = ["z~ring", *(["GTV_Mueller"] if number == 0 else [])]
+        for name in names:
+            mask = np.ones(case.image.grid.shape_zyx, bool)
+            write_annotation(dataset, case.case_id, name, mask, reader="clinical")
+    federation_plan.sketch(tmp_path / "data", tmp_path / "sketch.json", site="north")
+    assert set(json.loads((tmp_path / "sketch.json").read_text())["sketch"]["structures"]) == {"Liver"}
+    assert "Mueller" not in (tmp_path / "sketch.json").read_text()
+    said = capsys.readouterr().out
+    assert "GTV_Mueller" in said
+    assert "z~ring" in said
 
 
 def test_a_hospital_of_four_cases_sends_nothing(tmp_path: Path) -> None:

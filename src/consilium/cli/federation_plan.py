@@ -12,7 +12,7 @@ from consilium.errors import ConfigurationError
 from consilium.federation.durable import write_durably
 from consilium.federation.federation_file import read_federation_file, write_federation_file
 from consilium.federation.invitation import FEDERATION
-from consilium.federation.plan_sketch import Sketch, decode_sketch
+from consilium.federation.plan_sketch import MINIMUM_CASES, Sketch, decode_sketch
 from consilium.federation.settings import NAME
 
 
@@ -25,19 +25,31 @@ def sketch(
     """[bold]Hospital, before the first round:[/bold] sketch the dataset, so that all can derive one plan.
 
     Counts and histograms of voxel sizes, extents, volumes and intensities, none of fewer than five cases;
-    nothing of a single case. Read the file before you send it: it is JSON.
+    nothing of a single case. Structures that fewer know are left out and listed. Read the file before you
+    send it: it is JSON.
     """
-    from consilium.hospital.sketching import sketch_dataset
+    from consilium.hospital.sketching import count_structures, sketch_dataset
 
     if not NAME.fullmatch(site):
         raise ConfigurationError(f"--site: a name is letters, digits, - and _; got {site[:80]!r}.")
     with progress_bar() as progress:
-        made = sketch_dataset(open_dataset(dataset), reader=reader or None, progress=progress)
+        opened = open_dataset(dataset)
+        made = sketch_dataset(opened, reader=reader or None, progress=progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     table = {"site": site, "sketch": json.loads(made.encode())}
     write_durably(out, json.dumps(table, sort_keys=True).encode())
     print_table(f"{site}: {made.cases} cases", ["structure", "known in"], list(made.structures.items()))
+    known = count_structures(opened.cases(), reader or None)
+    left_out = [(name, n, _why_left_out(n)) for name, n in known.items() if name not in made.structures]
+    if left_out:
+        print_table("Left out, and unknown to the federation", ["structure", "known in", "why"], left_out)
     console.print(f"Written: {out}. Read it, and send it to the coordinator.", markup=False)
+
+
+def _why_left_out(cases: int) -> str:
+    if cases < MINIMUM_CASES:
+        return f"fewer than {MINIMUM_CASES} cases know it"
+    return "a name is letters, digits, space, +, - and _: rename it with consilium names"
 
 
 def plan(

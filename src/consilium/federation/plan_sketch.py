@@ -20,7 +20,8 @@ from consilium.federation.tensors import parse_strict_json
 from consilium.types import Array, FloatArray
 
 MINIMUM_CASES = 5
-"""A site with fewer cases sends nothing; a bin with fewer cases is joined to its neighbour."""
+"""A site with fewer cases sends nothing; a bin with fewer cases is joined to its neighbour, a structure that
+fewer cases know is left out."""
 
 MODALITIES = ("CT", "MR", "PT", "OTHER")
 
@@ -88,6 +89,14 @@ def find_axis(name: str) -> Axis:
     return AXES[name]
 
 
+def may_be_named(structure: str, known: int) -> bool:
+    """Whether a sketch may name a structure that so many cases know.
+
+    A name of few cases may be a person's, and every name becomes one of the federation file.
+    """
+    return known >= MINIMUM_CASES and STRUCTURE.fullmatch(structure) is not None
+
+
 @dataclass(frozen=True)
 class Sketch:
     """What one site sends, or several sites' together.
@@ -96,7 +105,7 @@ class Sketch:
         cases: Number of cases.
         counts: Quantity -> count in every bin (whole numbers). Per-case quantities sum to ``cases``;
             per-voxel ones to ``cases`` times a million; volumes to the number of contours.
-        structures: Structure -> number of cases in which it is known.
+        structures: Structure -> number of cases in which it is known, at least `MINIMUM_CASES`.
         modality: Of all images.
     """
 
@@ -115,8 +124,11 @@ class Sketch:
                 f"sketch: modality must be one of {MODALITIES}; found {str(self.modality)[:20]!r}."
             )
         for name, known in self.structures.items():
-            if not STRUCTURE.fullmatch(name) or type(known) is not int or not 1 <= known <= self.cases:
-                raise DataError(f"sketch: {name[:80]!r} must be known in 1 to {self.cases} cases.")
+            if type(known) is not int or not known <= self.cases or not may_be_named(name, known):
+                raise DataError(
+                    f"sketch: structures must be known in {MINIMUM_CASES} to {self.cases} cases, under names of "
+                    f"letters, digits, space, +, - and _; {name[:80]!r} is not. Sketch the dataset again."
+                )
         for name, counts in self.counts.items():
             self._check_counts(name, counts)
 
@@ -173,7 +185,8 @@ def build_sketch(
         per_case: Quantity -> one value per case, for every per-case axis.
         intensities_hu: For every case, a sample of the intensities inside its structures; each case weighs
             the same.
-        structures: Structure -> number of cases in which it is known.
+        structures: Structure -> number of cases in which it is known; those that it may not name are left
+            out, see `may_be_named`.
         volumes_mm3: Structure -> volume of every contour; structures with fewer than `MINIMUM_CASES` are
             left out.
         modality: Of all images.
@@ -200,11 +213,12 @@ def build_sketch(
             np.bincount(AXES["intensity_hu"].find_bins(np.ravel(values)), minlength=len(parts))
         )
     counts["intensity_hu"] = tuple(int(n) for n in parts)
+    named = {name: known for name, known in (structures or {}).items() if may_be_named(name, known)}
     for name, volumes in (volumes_mm3 or {}).items():
-        if len(volumes) >= MINIMUM_CASES:
+        if name in named and len(volumes) >= MINIMUM_CASES:
             raw = np.bincount(VOLUME_AXIS.find_bins(volumes), minlength=VOLUME_AXIS.bins)
             counts[VOLUME + name] = tuple(int(n) for n in join_small_bins(raw))
-    return Sketch(cases, counts, dict(structures or {}), modality)
+    return Sketch(cases, counts, named, modality)
 
 
 def join_small_bins(counts: Array) -> Array:

@@ -1,6 +1,6 @@
 """The training that a hospital brings into a federation: its dataset, the agreed plan, no code to write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class Hospital:
         agreement: What all hospitals agreed on.
         training: Prepared cases that train.
         hold_out: Prepared cases that only judge.
+        structures: It enrolled with: of others it reports nothing; None: it reports all that it knows.
         heads_only_until: Before this round only the heads are trained, as the site enrolled.
         framework: That trains.
         progress: Told after each training step.
@@ -101,6 +102,7 @@ class Hospital:
         training: Sequence[PreparedCase],
         hold_out: Sequence[PreparedCase],
         *,
+        structures: Collection[str] | None = None,
         heads_only_until: int = 0,
         framework: SiteFramework = TORCH,
         progress: Progress = no_progress,
@@ -110,6 +112,7 @@ class Hospital:
         self.name, self.agreement = name, agreement
         self.training, self.hold_out = tuple(training), tuple(hold_out)
         self._progress, self._heads_only_until = progress, heads_only_until
+        self._reported = frozenset(agreement.plan.structures if structures is None else structures)
         self._heads = head_map(agreement.plan).tensors
         self._recipe = build_recipe(agreement.plan, agreement.config, self.training)
         self._framework = framework
@@ -148,7 +151,9 @@ class Hospital:
         return SiteResult(
             parameters=update.parameters,
             weight=update.cases,
-            cases_by_structure=update.cases_by_structure,
+            cases_by_structure={
+                name: n for name, n in update.cases_by_structure.items() if name in self._reported
+            },
             metrics={**metrics, "loss": update.loss},
             control_variates=rule.control_variates(),
             memory=framework.get_memory(state),
@@ -174,7 +179,11 @@ class Hospital:
         if not every or round_number % every or not self.hold_out or not round_number:
             return {}
         scores = self.score(parameters)
-        found = {f"dice/{name}": value for name, value in scores.per_structure().items() if value == value}
+        found = {
+            f"dice/{name}": value
+            for name, value in scores.per_structure().items()
+            if value == value and name in self._reported
+        }
         return {**found, "dice": scores.mean} if found else {}
 
     def _fit_memory(self, memory: Mapping[str, Array]) -> dict[str, Array]:
@@ -247,6 +256,7 @@ def prepare_hospital(
         agreement,
         cases[:count],
         cases[count:],
+        structures=None if enrolled is None else enrolled.structures,
         heads_only_until=until,
         framework=_load_framework(data.framework),
         progress=progress,

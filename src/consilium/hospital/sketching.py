@@ -1,7 +1,8 @@
 """From a hospital's dataset to the sketch that it sends, and from all sketches to the plan of everybody."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def sketch_dataset(
 ) -> Sketch:
     """What a hospital tells of its data: counts and histograms, nothing of a single case.
 
+    Structures that fewer than `MINIMUM_CASES` cases know, or whose name a federation cannot have, are left
+    out.
+
     Args:
         dataset: Its cases with at least one contour.
         reader: Whose contours; None: each case's first reader who is not derived.
@@ -69,17 +73,19 @@ def sketch_dataset(
         per_case[f"spacing_{axis}_mm"] = [grid.spacing_zyx_mm[k] for grid in grids]
         per_case[f"extent_{axis}_mm"] = [grid.spacing_zyx_mm[k] * grid.shape_zyx[k] for grid in grids]
         per_case[f"kept_{axis}"] = [float(share) for share in kept[:, k]]
-    known: dict[str, int] = {}
-    for case in cases:
-        for name in known_structures(case, reader):
-            known[name] = known.get(name, 0) + 1
+    known = count_structures(cases, reader)
     return build_sketch(
         per_case,
         (_sample_intensities(dataset, case, reader) for case in cases),
-        structures=dict(sorted(known.items())),
-        volumes_mm3={name: list_volumes_mm3(cases, name, config) for name in sorted(known)},
+        structures=known,
+        volumes_mm3={name: list_volumes_mm3(cases, name, config) for name in known},
         modality=modality,
     )
+
+
+def count_structures(cases: Iterable[Case], reader: str | None = None) -> dict[str, int]:
+    """Structure -> number of cases of which it is known, in order of names; see `known_structures`."""
+    return dict(sorted(Counter(name for case in cases for name in known_structures(case, reader)).items()))
 
 
 def known_structures(case: Case, reader: str | None = None) -> list[str]:
