@@ -126,8 +126,8 @@ class Sketch:
         for name, known in self.structures.items():
             if type(known) is not int or not known <= self.cases or not may_be_named(name, known):
                 raise DataError(
-                    f"sketch: structures must be known in {MINIMUM_CASES} to {self.cases} cases, under names of "
-                    f"letters, digits, space, +, - and _; {name[:80]!r} is not. Sketch the dataset again."
+                    f"sketch: structures must be known in {MINIMUM_CASES} to {self.cases} cases, under names "
+                    f"of letters, digits, space, +, - and _; {name[:80]!r} is not. Sketch the dataset again."
                 )
         for name, counts in self.counts.items():
             self._check_counts(name, counts)
