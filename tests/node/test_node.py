@@ -20,7 +20,7 @@ from consilium.node.contouring import ContourProcess, Outcome, SeriesFiles
 from consilium.node.objects import content_digest
 from consilium.node.page import read_status
 from consilium.node.service import Node
-from consilium.node.settings import Sender, Tls
+from consilium.node.settings import Destination, Sender, Tls
 from tests.node.network import (
     LOOPBACK,
     NODE,
@@ -193,6 +193,21 @@ def test_contours_are_sent_again_until_they_are_taken(tmp_path: Path) -> None:
         assert until(lambda: sql(node, "SELECT state FROM sendings") == [{"state": "sent"}])
         assert sql(node, "SELECT attempts FROM sendings") == [{"attempts": 3}]
     pacs.stop()
+
+
+def test_a_destination_without_its_token_or_certificate_stops_no_other(tmp_path: Path, pacs: Pacs) -> None:
+    gone = tmp_path / "gone.pem"
+    no_token = Destination(url="https://localhost/dicom-web", token_file=gone)
+    no_certificate = replace(pacs.destination, ae_title="OTHER", tls=Tls(certificate=gone, key=gone))
+    chosen = replace(settings(tmp_path / "node", pacs), send=(no_token, no_certificate, pacs.destination))
+    with running(chosen) as node:
+        send(series(tmp_path, "one"), node.port)
+        assert until(lambda: len(pacs.got) == 1)
+        rows = sql(node, "SELECT message FROM sendings WHERE state = 'waiting' ORDER BY number")
+        assert "token_file" in str(rows[0]["message"])
+        assert "certificate" in str(rows[1]["message"])
+        send(series(tmp_path, "two", seed=1), node.port)
+        assert until(lambda: len(pacs.got) == 2)
 
 
 def test_a_series_that_cannot_be_used_is_refused_with_its_reason_and_can_be_tried_again(

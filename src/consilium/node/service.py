@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from consilium.errors import ConfigurationError, RunError
+from consilium.errors import ConfigurationError, ConsiliumError, RunError
 from consilium.node.contouring import Contouring, SeriesFiles
 from consilium.node.deliver import NotDelivered, deliver
 from consilium.node.intake import Intake
@@ -163,8 +163,8 @@ class Node:
                 raise NotDelivered(f"{sending.destination}: must be in the node's file; it is no longer.")
             content = self._store.path_of(sending.digest).read_bytes()
             deliver(content, destination, ae_title=self._settings.receive.ae_title)
-        except (NotDelivered, OSError) as fault:
-            said = str(fault) if isinstance(fault, NotDelivered) else "their file cannot be read."
+        except (ConsiliumError, OSError) as fault:
+            said = str(fault) if isinstance(fault, ConsiliumError) else "their file cannot be read."
             self.queue.outbox.not_sent(sending, said, self._clock())
             if sending.attempts == 0:
                 self._note(f"{what}: {said} They are sent again and again until they are taken.")
