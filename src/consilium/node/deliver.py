@@ -10,6 +10,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pynetdicom import AE
 
 from consilium.errors import ConfigurationError, RunError
@@ -148,5 +149,5 @@ def web_answers(name: str) -> Iterator[None]:
     except requests.HTTPError as fault:
         code = "an error" if fault.response is None else fault.response.status_code
         raise NotDelivered(f"{name}: must answer with success; it answers {code}.") from fault
-    except (OSError, ValueError, KeyError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidDicomError) as fault:
         raise NotDelivered(f"{name}: must answer as DICOMweb does; {type(fault).__name__}.") from fault

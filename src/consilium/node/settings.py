@@ -138,7 +138,7 @@ class WebSource:
     Args:
         url: Of the service.
         token_file: Holds a bearer token; None: none is sent.
-        days: Studies of today and the days before it, so many in all.
+        days: Studies of today and the days before it, so many in all; yesterday is always among them.
         every_s: Between two questions.
         filters: Further QIDO-RS filters, e.g. ``{StationName = "CT3"}``.
         tls: Authorities that sign its certificate.

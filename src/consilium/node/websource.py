@@ -17,8 +17,14 @@ from consilium.node.settings import WebSource
 
 SERIES_UID, STUDY_UID, INSTANCES = "0020000E", "0020000D", "00201209"
 FIELDS = ("SeriesInstanceUID", "StudyInstanceUID", "NumberOfSeriesRelatedInstances")
-MAX_SERIES = 1000
-"""In one answer; a service that has more is asked for the rest the next time."""
+PAGE = 1000
+"""Series in one answer; then for the next ones is asked."""
+LEAST_DAYS = 2
+"""Yesterday is always asked for: a scan just before midnight is fetched after it."""
+
+
+class _NoRoom(NotDelivered):
+    """The node's disk is full: whatever else there is cannot be fetched either."""
 
 
 class WebPoller:
@@ -49,31 +55,55 @@ class WebPoller:
             Number of series fetched.
 
         Raises:
-            NotDelivered: If the service does not answer as it should; what was fetched before is kept.
+            NotDelivered: If the service does not answer as it should, after every other series was fetched;
+                or if there is no room for more.
         """
-        first = self._today() - timedelta(days=self._source.days - 1)
+        fetched = 0
+        faults: list[NotDelivered] = []
+        for series, (study, count) in self._search().items():
+            steady = self._counts.get(series) == count
+            self._counts[series] = count
+            known = max(self._fetched.get(series, 0), self._queue.count_images(series))
+            if not steady or known >= count:
+                continue
+            try:
+                self._fetch(study, series, count)
+            except _NoRoom:
+                raise
+            except NotDelivered as fault:
+                faults.append(fault)
+            else:
+                self._fetched[series] = count
+                fetched += 1
+        if faults:
+            raise NotDelivered(
+                f"{faults[0]} {len(faults)} series were not fetched; they are asked for again."
+            )
+        return fetched
+
+    def _search(self) -> dict[str, tuple[str, int]]:
+        """Series -> its study and number of instances: page after page, until one brings nothing new."""
+        first = self._today() - timedelta(days=max(self._source.days, LEAST_DAYS) - 1)
         filters = {
             "Modality": "CT",
             "StudyDate": f"{first:%Y%m%d}-{self._today():%Y%m%d}",
             **self._source.filters,
         }
-        with web_answers(self._name):
-            answer = self._client.search_for_series(
-                search_filters=filters, fields=list(FIELDS), limit=MAX_SERIES
-            )
-        fetched = 0
-        for row in answer:
-            series, study, count = _text(row, SERIES_UID), _text(row, STUDY_UID), _text(row, INSTANCES)
-            if not (series and study and count.isdigit()):
-                continue
-            steady = self._counts.get(series) == int(count)
-            self._counts[series] = int(count)
-            known = max(self._fetched.get(series, 0), self._queue.count_images(series))
-            if steady and known < int(count):
-                self._fetch(study, series, int(count))
-                self._fetched[series] = int(count)
-                fetched += 1
-        return fetched
+        found: dict[str, tuple[str, int]] = {}
+        rows = 0
+        while True:
+            before = len(found)
+            with web_answers(self._name):
+                page = self._client.search_for_series(
+                    search_filters=filters, fields=list(FIELDS), limit=PAGE, offset=rows
+                )
+                for row in page:
+                    series, study, count = (_text(row, tag) for tag in (SERIES_UID, STUDY_UID, INSTANCES))
+                    if series and study and count.isdigit():
+                        found[series] = study, int(count)
+            rows += len(page)
+            if len(found) == before:
+                return found
 
     def _fetch(self, study: str, series: str, count: int) -> None:
         association = uuid.uuid4().hex
@@ -85,7 +115,7 @@ class WebPoller:
                     dcmwrite(buffer, dataset, enforce_file_format=True)
                     taken = self._intake.take(buffer.getvalue(), association=association, sender=self._name)
                     if taken is Taken.FULL:
-                        raise NotDelivered(f"{self._name}: nothing is fetched while the node's disk is full.")
+                        raise _NoRoom(f"{self._name}: nothing is fetched while the node's disk is full.")
                     got += 1
                     left_out += taken is Taken.LEFT_OUT
         except NotDelivered:
