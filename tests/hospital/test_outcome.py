@@ -18,12 +18,12 @@ from consilium.federation.reciprocity import Ledger, SigningKey
 from consilium.federation.settings import FederationSettings
 from consilium.federation.simulation import simulate
 from consilium.hospital.comparison import compare, measure_contributions, train_references
-from consilium.hospital.council import state_outcomes
+from consilium.hospital.council import count_rounds, state_outcomes
 from consilium.hospital.local_update import Hospital
-from consilium.hospital.outcome import Outcome, conclude, judge
+from consilium.hospital.outcome import Outcome, conclude, judge, train_alone
 from consilium.hospital.pages import write_council_page, write_site_page
 from consilium.inference.model import load_model
-from tests.hospital.hospitals import make_dataset, make_settings, open_all, shared_plan
+from tests.hospital.hospitals import make_dataset, make_settings, open_all, same_bits, shared_plan
 
 BOTH = ("Bladder", "Rectum")
 
@@ -111,6 +111,25 @@ def test_contributions_are_measured_and_the_ledger_holds_them(ended: Ended, tmp_
     )
     assert [table.title for table in tables][-1] == "Contribution"
     assert statements[0].model_digest[:16] in (tmp_path / "council.html").read_text()
+
+
+def test_a_late_hospital_alone_trains_everything_from_its_first_round(ended: Ended) -> None:
+    own = ended.hospitals["b"]
+    late = Hospital("late", own.agreement, own.training, own.hold_out, heads_only_until=4)
+    assert same_bits(train_alone(late, rounds=1), train_alone(own, rounds=1))
+
+
+def test_a_round_that_was_opened_again_counts_who_was_there_when_it_was_closed(tmp_path: Path) -> None:
+    lines = [
+        *({"event": "accepted", "round": 0, "site": site} for site in ("a", "b")),
+        {"event": "closed", "round": 0, "sites": 2, "absent": []},
+        {"event": "accepted", "round": 1, "site": "b"},
+        {"event": "accepted", "round": 1, "site": "a"},
+        {"event": "closed", "round": 1, "sites": 1, "absent": ["b"]},
+        {"event": "accepted", "round": 2, "site": "a"},
+    ]
+    (tmp_path / "audit.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert count_rounds(tmp_path) == {"a": 2, "b": 1}
 
 
 def test_models_cannot_be_judged_without_a_hold_out(ended: Ended) -> None:

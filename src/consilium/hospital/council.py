@@ -1,6 +1,7 @@
 """What the coordinator keeps of a federation's end: a signed statement for every hospital, in a ledger."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,13 +15,21 @@ KEY, LEDGER = "ledger.key", "ledger.jsonl"
 
 
 def count_rounds(journal_folder: Path) -> dict[str, int]:
-    """Site -> number of rounds in which its update counted, from the audit log."""
-    rounds: dict[str, set[int]] = {}
+    """Site -> number of rounds in which its update counted, from the audit log.
+
+    What was accepted before the coordinator was killed is lost, and its round opened again: only who was
+    there when the round was closed counts.
+    """
+    accepted: dict[int, set[str]] = {}
+    counted: dict[int, set[str]] = {}
     for line in (journal_folder / "audit.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record.get("event") == "accepted":
-            rounds.setdefault(str(record["site"]), set()).add(int(record["round"]))
-    return {site: len(numbers) for site, numbers in sorted(rounds.items())}
+            accepted.setdefault(int(record["round"]), set()).add(str(record["site"]))
+        elif record.get("event") == "closed":
+            number = int(record["round"])
+            counted[number] = accepted.get(number, set()) - set(record["absent"])
+    return dict(sorted(Counter(site for sites in counted.values() for site in sites).items()))
 
 
 def state_outcomes(

@@ -124,15 +124,21 @@ class Hospital:
         self._scratch = build_network(agreement.plan.network_for(bf16=bf16), seed=0).to(self._device).eval()
 
     def __call__(self, parameters: Parameters, *, round_number: int, task: LocalTask) -> SiteResult:
-        """Train one round."""
+        """Train one round, as enrolled."""
+        heads_only = round_number < self._heads_only_until
+        return self.train_round(parameters, round_number=round_number, task=task, heads_only=heads_only)
+
+    def train_round(
+        self, parameters: Parameters, *, round_number: int, task: LocalTask, heads_only: bool = False
+    ) -> SiteResult:
+        """Train one round, everything or the heads alone."""
         agreed, state = self.agreement, self._state
         metrics = self._score_received(parameters, round_number)
         framework = self._framework
         framework.put_parameters(state, self.complete(parameters))
         framework.put_memory(state, self._fit_memory(task.memory))
         state.step = round_number * agreed.steps_per_round
-        only = self._heads if round_number < self._heads_only_until else ()
-        rule = GradientRule(parameters, task, state.device, only=only)
+        rule = GradientRule(parameters, task, state.device, only=self._heads if heads_only else ())
         update = update_at_site(
             state,
             {},

@@ -102,14 +102,15 @@ def train_alone(
 ) -> Parameters:
     """What the hospital would have without the others: as many steps, from the same first model.
 
-    A federation of this site alone, so the same code and the same bits as `consilium train`.
+    A federation of this site alone, so the same code and the same bits as `consilium train`; everything is
+    trained, also where the site enrolled with its heads alone: there is no trunk of others to spare.
     """
     agreed = hospital.agreement
     parameters = dict(start or agreed.build_initial())
     memory: Parameters = {}
     for number in range(agreed.rounds if rounds is None else rounds):
         task = LocalTask(round_number=number, structures=agreed.plan.structures, memory=memory)
-        result = hospital(parameters, round_number=number, task=task)
+        result = hospital.train_round(parameters, round_number=number, task=task)
         parameters, memory = result.parameters, result.memory
     return parameters
 
