@@ -20,7 +20,7 @@ from consilium.node.contouring import ContourProcess, Outcome, SeriesFiles
 from consilium.node.objects import content_digest
 from consilium.node.page import read_status
 from consilium.node.service import Node
-from consilium.node.settings import Destination, Sender, Tls
+from consilium.node.settings import DAY_S, Destination, Sender, Tls
 from tests.node.network import (
     LOOPBACK,
     NODE,
@@ -291,6 +291,48 @@ def test_content_is_deleted_after_its_time_and_a_resent_series_is_not_contoured_
         assert send(images, node.port) == [0x0000] * 4
         time.sleep(0.8)
         assert len(pacs.got) == 1
+
+
+def test_a_structure_set_whose_images_never_come_is_deleted_after_its_time(
+    tmp_path: Path, pacs: Pacs
+) -> None:
+    images = series(tmp_path, "one")
+    stored = tmp_path / "node" / "objects"
+    now = [1000.0]
+    node = Node(settings(tmp_path / "node", pacs), Direct(), clock=lambda: now[0])
+    node.start()
+    assert send([structure_set(images)], node.port) == [0x0000]
+    assert len(list(stored.rglob("*.dcm"))) == 1
+    node.stop()
+    for days, left in ((6, 1), (8, 0)):
+        now[0] = 1000.0 + days * DAY_S
+        node = Node(settings(tmp_path / "node", pacs), Direct(), clock=lambda: now[0])
+        node.start()
+        assert until(lambda left=left: len(list(stored.rglob("*.dcm"))) == left)
+        node.stop()
+        assert len(list(stored.rglob("*.dcm"))) == left
+    with running(settings(tmp_path / "node", pacs)) as node:
+        assert read_status(node.queue)["series"][0]["structure_sets"] == 1
+        assert "no image" in read_status(node.queue)["series"][0]["message"]
+        send(images, node.port)
+        assert until(lambda: len(pacs.got) == 1)
+
+
+def test_what_waits_for_a_destination_that_is_gone_is_given_up_and_deleted_after_its_time(
+    tmp_path: Path, pacs: Pacs
+) -> None:
+    gone = Destination(ae_title="GONE", host=LOOPBACK, port=1)
+    chosen = replace(settings(tmp_path / "node", pacs), send=(gone,))
+    with running(chosen) as node:
+        send(series(tmp_path, "one"), node.port)
+        assert until(lambda: bool(sql(node, "SELECT 1 AS n FROM sendings WHERE attempts > 0")))
+    with running(settings(tmp_path / "node", pacs)) as node:
+        assert until(lambda: sql(node, "SELECT state FROM sendings") == [{"state": "given up"}])
+        assert "GONE" in str(sql(node, "SELECT message FROM sendings"))
+        assert list((tmp_path / "node" / "objects").rglob("*.dcm"))
+    with running(replace(settings(tmp_path / "node", pacs), keep_days=0)) as node:
+        assert until(lambda: not list((tmp_path / "node" / "objects").rglob("*.dcm")))
+        assert not node.queue.retry(1, now=time.time())
 
 
 def test_a_file_without_a_row_is_cleared_at_the_start_and_the_object_taken_again(

@@ -2,6 +2,8 @@
 
 from consilium.node.database import NodeDatabase
 
+NO_IMAGE = "no image of it came; its structure sets are deleted."
+
 
 class Keeping:
     """What of the received and made objects has to be on the disk."""
@@ -10,7 +12,10 @@ class Keeping:
         self._database = database
 
     def purge(self, before: float) -> list[str]:
-        """Forget the content of series that are done with since ``before``: the digests to delete."""
+        """Forget the content of series that are done with since ``before``: the digests to delete.
+
+        A series of which only structure sets came, the last of them before then, is done with too.
+        """
         with self._database.change() as db:
             numbers = [
                 row["number"]
@@ -22,6 +27,16 @@ class Keeping:
                     (before, before),
                 )
             ]
+            strays = [
+                row["number"]
+                for row in db.execute(
+                    "SELECT number FROM series WHERE purged = 0 AND state = 'receiving' AND revision = 0 "
+                    "AND NOT EXISTS (SELECT 1 FROM objects WHERE series = number AND received_at >= ?)",
+                    (before,),
+                )
+            ]
+            db.executemany("UPDATE series SET message = ? WHERE number = ?", [(NO_IMAGE, n) for n in strays])
+            numbers += strays
             db.executemany("UPDATE series SET purged = 1 WHERE number = ?", [(n,) for n in numbers])
         digests: list[str] = []
         for number in numbers:

@@ -43,6 +43,15 @@ class Outbox:
                 (now, sending.number),
             )
 
+    def give_up(self, sending: Sending, message: str, now: float) -> None:
+        """It is not tried again by itself, and keeps the series' content no longer than one that was sent."""
+        with self._database.change() as db:
+            db.execute(
+                "UPDATE sendings SET state = 'given up', message = ?, next_at = ?, attempts = attempts + 1 "
+                "WHERE number = ?",
+                (message, now, sending.number),
+            )
+
     def not_sent(self, sending: Sending, message: str, now: float) -> None:
         """It is tried again, after twice the time each time, up to ten minutes."""
         wait = min(MAX_WAIT_S, 2.0 ** min(sending.attempts, 20))

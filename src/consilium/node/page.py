@@ -95,7 +95,7 @@ def status_sections(status: dict[str, Any]) -> list[Section]:
             for row in status["sendings"]
         ],
         flag=2,
-        flagged=("waiting",),
+        flagged=("waiting", "given up"),
     )
     refusals = _table(
         "Not taken",

@@ -236,7 +236,7 @@ class Queue:
             )
 
     def retry(self, number: int, *, now: float) -> bool:
-        """Try a refused series again, and send again what waits; False if there is nothing to try."""
+        """Try a refused series again, and send what waits or was given up; False if there is nothing."""
         with self._database.change() as db:
             again = db.execute(
                 "UPDATE series SET state = 'receiving', attempts = 0, complete = 1, quiet_since = ? "
@@ -244,7 +244,10 @@ class Queue:
                 (now, number),
             ).rowcount
             sent = db.execute(
-                "UPDATE sendings SET next_at = 0 WHERE series = ? AND state = 'waiting'", (number,)
+                "UPDATE sendings SET next_at = 0, state = 'waiting' WHERE series = ? AND (state = 'waiting' "
+                "OR state = 'given up' AND EXISTS "
+                "  (SELECT 1 FROM series WHERE number = sendings.series AND purged = 0))",
+                (number,),
             ).rowcount
         return bool(again or sent)
 

@@ -11,7 +11,7 @@ from pydicom import dcmread
 
 from consilium.errors import ConfigurationError, ConsiliumError, RunError
 from consilium.node.contouring import Contouring, SeriesFiles
-from consilium.node.deliver import NotDelivered, deliver
+from consilium.node.deliver import deliver
 from consilium.node.intake import Intake
 from consilium.node.objects import ObjectStore, content_digest
 from consilium.node.outbox import Sending
@@ -158,9 +158,12 @@ class Node:
     def _send(self, sending: Sending) -> None:
         what = f"contours of series no. {sending.series}"
         destination = self._destinations.get(sending.destination)
+        if destination is None:
+            said = f"{sending.destination}: must be in the node's file; it is no longer."
+            self.queue.outbox.give_up(sending, said, self._clock())
+            self._note(f"{what}: {said} They are not sent there.")
+            return
         try:
-            if destination is None:
-                raise NotDelivered(f"{sending.destination}: must be in the node's file; it is no longer.")
             content = self._store.path_of(sending.digest).read_bytes()
             deliver(content, destination, ae_title=self._settings.receive.ae_title)
         except (ConsiliumError, OSError) as fault:

@@ -198,7 +198,8 @@ class NodeSettings:
         models: Runs or model files, as for ``consilium contour``.
         format: ``"rtstruct"`` or ``"seg"``.
         attempts: So often a series is tried before it is given up.
-        keep_days: Received objects are deleted so long after their contours were sent.
+        keep_days: Received objects are deleted so long after their contours were sent; structure sets
+            without a CT, so long after they came.
         keep_free_gib: Nothing is received while the disk has less left.
         page_port: Of the status page on this machine; 0 takes a free one.
         receive, allow, send, sources: See their classes.
