@@ -17,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage
 
+from consilium.errors import ConfigurationError
 from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
 from consilium.node.contouring import Outcome, SeriesFiles
@@ -99,6 +100,11 @@ def build_refusing() -> Callable[[SeriesFiles, Path], Outcome]:
 def build_dying() -> Callable[[SeriesFiles, Path], Outcome]:
     """A contourer that takes its process down, as when the memory is not enough."""
     return lambda files, out: os._exit(9)
+
+
+def build_without_model() -> Callable[[SeriesFiles, Path], Outcome]:
+    """No contourer: the model is not where the file says."""
+    raise ConfigurationError("model.consilium: the file must exist; it does not.")
 
 
 class Pacs:

@@ -30,6 +30,7 @@ from tests.node.network import (
     build_dying,
     build_fake,
     build_refusing,
+    build_without_model,
     named_series,
     running,
     send,
@@ -233,6 +234,14 @@ def test_a_contouring_process_that_dies_leaves_the_node_alive(tmp_path: Path, pa
         assert until(lambda: states(node) == {"refused": 1})
         assert "memory" in str(sql(node, "SELECT message FROM series"))
         assert send(series(tmp_path, "two", seed=1), node.port) == [0x0000] * 4
+
+
+def test_a_model_that_cannot_be_loaded_is_the_reason_that_is_given(tmp_path: Path) -> None:
+    contouring = ContourProcess(build_without_model)
+    for _ in range(2):
+        outcome = contouring.contour(SeriesFiles(images=()), tmp_path / "out.dcm", threading.Event())
+        assert outcome == Outcome(message="model.consilium: the file must exist; it does not.")
+    contouring.stop()
 
 
 @pytest.mark.slow

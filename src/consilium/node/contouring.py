@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from consilium.errors import RunError
+from consilium.errors import ConsiliumError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,9 @@ class ContourProcess:
     """A child process that contours one series at a time; started when it is needed, again if it died.
 
     Args:
-        build: Makes the contourer, in the child: loads the model once. A module's function, or a partial of
-            one, since it is sent there by name.
+        build: Makes the contourer, in the child: loads the model once. Where it raises a `ConsiliumError`,
+            that is the outcome, and it is called again for the next series. A module's function, or a partial
+            of one, since it is sent there by name.
     """
 
     def __init__(self, build: Callable[[], Contourer]) -> None:
@@ -106,13 +107,18 @@ def _serve(pipe: Connection, build: Callable[[], Contourer]) -> None:
     if parent is None:
         raise RunError("contouring: runs beside a node; there is none.")
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    contour = build()
+    contour: Contourer | None = None
     while True:
         try:
             files, out = pipe.recv()
         except EOFError:
             return
-        pipe.send(contour(files, out))
+        try:
+            contour = contour or build()
+        except ConsiliumError as fault:
+            pipe.send(Outcome(message=str(fault)))
+        else:
+            pipe.send(contour(files, out))
 
 
 def _end_with(sentinel: int) -> None:
