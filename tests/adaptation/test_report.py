@@ -119,6 +119,15 @@ def test_another_patient_is_refused(folder: Path) -> None:
     assert not (folder / "no").exists()
 
 
+def test_a_folder_of_several_structure_sets_is_refused(folder: Path, tmp_path: Path) -> None:
+    planning = folder / "planning"
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / name).write_bytes((planning / "rtstruct.dcm").read_bytes())
+    with pytest.raises(ConfigurationError, match=r"holds 2\. Give the file"):
+        adapt(planning / "ct", tmp_path, folder / "repeat", folder / "no")
+    assert not (folder / "no").exists()
+
+
 def test_nifti_in_gives_nifti_out(tmp_path: Path) -> None:
     patient, _ = pair(0)
     write_nifti(tmp_path / "planning.nii.gz", patient.image)

@@ -95,7 +95,7 @@ def read_structures(
 
     Raises:
         DataError: A mask on another grid, or no mask at all.
-        ConfigurationError: An RTSTRUCT for a NIfTI image.
+        ConfigurationError: An RTSTRUCT for a NIfTI image, or a folder that does not hold one file.
         RefusedInput: An RTSTRUCT that cannot be used, or of another frame of reference.
     """
     if source.is_dir() and any(path.name.endswith(NIFTI_ENDINGS) for path in source.iterdir()):
@@ -112,7 +112,7 @@ def read_structures(
         raise ConfigurationError(
             "adapt: a NIfTI planning CT needs a folder of NIfTI masks; an RTSTRUCT belongs to a DICOM series."
         )
-    path = next(iter(sorted(source.glob("*.dcm"))), source) if source.is_dir() else source
+    path = _one_rtstruct(source) if source.is_dir() else source
     placed = annotations_from_rtstruct(
         read_rtstruct(path),
         planning.grid,
@@ -124,6 +124,16 @@ def read_structures(
     for annotation in placed.annotations:
         if annotation.mask is not None:
             yield annotation.structure, annotation.mask()
+
+
+def _one_rtstruct(folder: Path) -> Path:
+    found = list(folder.glob("*.dcm"))
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"adapt: the folder of the planning RTSTRUCT must hold one .dcm file; it holds {len(found)}. "
+            "Give the file itself."
+        )
+    return found[0]
 
 
 def write_contours(
