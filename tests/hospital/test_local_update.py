@@ -11,7 +11,7 @@ from consilium.cases.dataset import Dataset
 from consilium.errors import ConfigurationError, DatasetError
 from consilium.federation.local import LocalTask
 from consilium.federation.parameters import Parameters
-from consilium.federation.settings import StrategyChoice
+from consilium.federation.settings import SiteEnrolment, StrategyChoice
 from consilium.federation.simulation import simulate
 from consilium.hospital.agreement import read_agreement
 from consilium.hospital.local_update import Hospital, HospitalData
@@ -215,7 +215,8 @@ def test_a_wrong_hospital_table_says_what_is_wrong(table: dict[str, object], rea
 
 def test_a_late_hospital_teaches_its_head_on_the_trunk_it_received(dataset: Dataset) -> None:
     hospital = one_site(dataset)
-    late = Hospital("late", hospital.agreement, hospital.training, (), heads_only_until=2)
+    enrolled = SiteEnrolment(name="late", cases=5, structures=dict.fromkeys(BOTH, 5), heads_only_until=2)
+    late = Hospital("late", hospital.agreement, hospital.training, (), enrolled=enrolled)
     start = hospital.agreement.build_initial()
     early = late(dict(start), round_number=1, task=LocalTask(round_number=1)).parameters
     changed = {name for name in start if not np.array_equal(early[name], start[name])}

@@ -15,7 +15,7 @@ from consilium.federation.grow import extend_federation
 from consilium.federation.journal import Journal
 from consilium.federation.parameters import Parameters
 from consilium.federation.reciprocity import Ledger, SigningKey
-from consilium.federation.settings import FederationSettings
+from consilium.federation.settings import FederationSettings, SiteEnrolment
 from consilium.federation.simulation import simulate
 from consilium.hospital.comparison import compare, measure_contributions, train_references
 from consilium.hospital.council import count_rounds, state_outcomes
@@ -115,7 +115,8 @@ def test_contributions_are_measured_and_the_ledger_holds_them(ended: Ended, tmp_
 
 def test_a_late_hospital_alone_trains_everything_from_its_first_round(ended: Ended) -> None:
     own = ended.hospitals["b"]
-    late = Hospital("late", own.agreement, own.training, own.hold_out, heads_only_until=4)
+    enrolled = SiteEnrolment(name="late", cases=6, structures=dict.fromkeys(BOTH, 6), heads_only_until=4)
+    late = Hospital("late", own.agreement, own.training, own.hold_out, enrolled=enrolled)
     assert same_bits(train_alone(late, rounds=1), train_alone(own, rounds=1))
 
 

@@ -1,6 +1,6 @@
 """The training that a hospital brings into a federation: its dataset, the agreed plan, no code to write."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from consilium.errors import ConfigurationError, DatasetError, MemoryPlanError
 from consilium.federation.federation_file import read_site_file
 from consilium.federation.local import LocalTask, SiteResult
 from consilium.federation.parameters import Parameters
-from consilium.federation.settings import FederationSettings
+from consilium.federation.settings import FederationSettings, SiteEnrolment
 from consilium.hospital.agreement import Agreement, head_map, read_agreement
 from consilium.hospital.gradients import GradientRule
 from consilium.hospital.sketching import check_plan, known_structures, load_sketches
@@ -89,8 +89,8 @@ class Hospital:
         agreement: What all hospitals agreed on.
         training: Prepared cases that train.
         hold_out: Prepared cases that only judge.
-        structures: It enrolled with: of others it reports nothing; None: it reports all that it knows.
-        heads_only_until: Before this round only the heads are trained, as the site enrolled.
+        enrolled: As what: of other structures than these it reports nothing, and before its
+            ``heads_only_until`` only the heads are trained. None: of all, and everything.
         framework: That trains.
         progress: Told after each training step.
     """
@@ -102,8 +102,7 @@ class Hospital:
         training: Sequence[PreparedCase],
         hold_out: Sequence[PreparedCase],
         *,
-        structures: Collection[str] | None = None,
-        heads_only_until: int = 0,
+        enrolled: SiteEnrolment | None = None,
         framework: SiteFramework = TORCH,
         progress: Progress = no_progress,
     ) -> None:
@@ -111,8 +110,9 @@ class Hospital:
             raise DatasetError(f"site {name}: needs at least one case to train on; found none.")
         self.name, self.agreement = name, agreement
         self.training, self.hold_out = tuple(training), tuple(hold_out)
-        self._progress, self._heads_only_until = progress, heads_only_until
-        self._reported = frozenset(agreement.plan.structures if structures is None else structures)
+        self._progress = progress
+        self._heads_only_until = 0 if enrolled is None else enrolled.heads_only_until
+        self._reported = frozenset(agreement.plan.structures if enrolled is None else enrolled.structures)
         self._heads = head_map(agreement.plan).tensors
         self._recipe = build_recipe(agreement.plan, agreement.config, self.training)
         self._framework = framework
@@ -256,14 +256,12 @@ def prepare_hospital(
     )
     _check_memory(name, agreement, cases)
     count = len(split.training)
-    until = 0 if enrolled is None else enrolled.heads_only_until
     return Hospital(
         name,
         agreement,
         cases[:count],
         cases[count:],
-        structures=None if enrolled is None else enrolled.structures,
-        heads_only_until=until,
+        enrolled=enrolled,
         framework=_load_framework(data.framework),
         progress=progress,
     )
