@@ -214,8 +214,8 @@ def test_the_verbs_lead_from_an_empty_folder_to_a_shared_model(tmp_path: Path) -
     )
     for name in ("hospital-a", "hospital-b"):
         training = "tests.federation.training_at_home:build"
-        finish_verb(run_verb("invite", "c", name, f"{name}.zip", "--training", training, cwd=at))
-        finish_verb(run_verb("enrol", f"{name}.zip", name, cwd=at))
+        finish_verb(run_verb("invite", "c", name, f"{name}.zip", cwd=at))
+        finish_verb(run_verb("enrol", f"{name}.zip", name, "--training", training, cwd=at))
         request = shutil.copy(at / name / "request" / f"{name}.request.zip", at)
         finish_verb(run_verb("approve", "c", request, cwd=at))
     (at / "model.safetensors").write_bytes(encode_tensors(build_model()))

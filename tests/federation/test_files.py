@@ -10,6 +10,7 @@ from consilium.cli.federation import app
 from consilium.errors import ConfigurationError, DataError
 from consilium.federation.federation_file import check_approval, read_federation_file, read_site_file
 from consilium.federation.invitation import (
+    BUILT_IN,
     FEDERATION_TEMPLATE,
     accept_invitation,
     approve_federation,
@@ -91,8 +92,8 @@ def test_a_wrong_federation_file_says_what_is_wrong(
 
 
 def test_an_invited_hospital_approves_before_it_can_train(coordinator: Path, tmp_path: Path) -> None:
-    settings = write_invitation(coordinator, "hospital-a", tmp_path / "i.zip", training=TRAINING)
-    assert accept_invitation(tmp_path / "i.zip", tmp_path / "a") == "hospital-a"
+    settings = write_invitation(coordinator, "hospital-a", tmp_path / "i.zip")
+    assert accept_invitation(tmp_path / "i.zip", tmp_path / "a", training=TRAINING) == "hospital-a"
     file = tmp_path / "a" / "site.toml"
     site, found, _ = read_site_file(file)
     assert found == settings
@@ -112,11 +113,11 @@ def test_an_invited_hospital_approves_before_it_can_train(coordinator: Path, tmp
 
 def test_a_site_that_is_not_enrolled_is_not_invited(coordinator: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="hospital-z is not in"):
-        write_invitation(coordinator, "hospital-z", tmp_path / "i.zip", training=TRAINING)
+        write_invitation(coordinator, "hospital-z", tmp_path / "i.zip")
 
 
 def test_an_invitation_that_holds_anything_else_is_refused(coordinator: Path, tmp_path: Path) -> None:
-    write_invitation(coordinator, "hospital-a", tmp_path / "i.zip", training=TRAINING)
+    write_invitation(coordinator, "hospital-a", tmp_path / "i.zip")
     with zipfile.ZipFile(tmp_path / "i.zip", "a") as archive:
         archive.writestr("../evil.py", "pass")
     with pytest.raises(DataError, match="must hold"):
@@ -127,11 +128,40 @@ def test_an_invitation_that_holds_anything_else_is_refused(coordinator: Path, tm
     assert not (tmp_path / "evil.py").exists()
 
 
+def test_an_invitation_chooses_nothing_but_the_sites_name(coordinator: Path, tmp_path: Path) -> None:
+    write_invitation(coordinator, "hospital-a", tmp_path / "i.zip")
+    accept_invitation(tmp_path / "i.zip", tmp_path / "honest")
+    site = 'name = "hospital-a"\ntraining = "runpy:run_path"\napproved = "{}"\nfederation = "{}"\n'
+    for number, file in enumerate(("site.toml", "invitation.toml")):
+        invitation = tmp_path / f"{number}.zip"
+        with zipfile.ZipFile(invitation, "w") as archive:
+            archive.writestr("federation.toml", FEDERATION_TEMPLATE)
+            archive.writestr(file, site)
+        if file == "site.toml":
+            with pytest.raises(DataError, match="must hold"):
+                accept_invitation(invitation, tmp_path / "a")
+        else:
+            accept_invitation(invitation, tmp_path / "a")
+    own = (tmp_path / "a" / "site.toml").read_text()
+    assert own == (tmp_path / "honest" / "site.toml").read_text()
+    assert read_site_file(tmp_path / "a" / "site.toml")[0].training == BUILT_IN
+
+
+@pytest.mark.parametrize("name", ['"a\\"\\ntraining = \\"runpy:run_path"', '"../a"', "1", '["a"]', '"'])
+def test_an_invitation_whose_name_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
+        archive.writestr("federation.toml", FEDERATION_TEMPLATE)
+        archive.writestr("invitation.toml", f"name = {name}\n")
+    with pytest.raises(DataError, match="must name a site"):
+        accept_invitation(tmp_path / "i.zip", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("training", ["os", "os.system", "os:system('x')", ":x", "a b:c"])
 def test_a_training_that_is_no_name_is_refused(coordinator: Path, tmp_path: Path, training: str) -> None:
-    write_invitation(coordinator, "hospital-a", tmp_path / "i.zip", training=training)
+    write_invitation(coordinator, "hospital-a", tmp_path / "i.zip")
     with pytest.raises(ConfigurationError, match="training must be module:function"):
-        accept_invitation(tmp_path / "i.zip", tmp_path / "a")
+        accept_invitation(tmp_path / "i.zip", tmp_path / "a", training=training)
 
 
 def test_a_training_that_is_not_installed_is_named(tmp_path: Path) -> None:

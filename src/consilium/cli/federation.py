@@ -13,6 +13,7 @@ from consilium.errors import ConfigurationError
 from consilium.federation.federation_file import check_approval, read_federation_file, read_site_file
 from consilium.federation.grow import extend_federation
 from consilium.federation.invitation import (
+    BUILT_IN,
     FEDERATION,
     FEDERATION_TEMPLATE,
     SITE,
@@ -63,13 +64,9 @@ def invite(
     folder: Folder,
     site: Annotated[str, typer.Argument(help="Name of an enrolled site.")],
     out: Annotated[Path, typer.Argument(help="Zip file to send to it.")],
-    training: Annotated[
-        str,
-        typer.Option(help="module:function of training that the site's file proposes; the hospital decides."),
-    ] = "consilium.hospital.local_update:build",
 ) -> None:
     """[bold]Coordinator:[/bold] write the invitation of one hospital."""
-    settings = write_invitation(folder, site, out, training=training)
+    settings = write_invitation(folder, site, out)
     console.print(f"Wrote {out}. It holds no secret. Its federation's digest is {settings.digest[:16]}.")
 
 
@@ -77,13 +74,16 @@ def invite(
 def enrol(
     invitation: Annotated[Path, typer.Argument(help="The zip from the coordinator.", exists=True)],
     folder: Folder,
+    training: Annotated[
+        str, typer.Option(help="module:function of your own installed training, instead of the built-in.")
+    ] = BUILT_IN,
 ) -> None:
     """[bold]Hospital, first:[/bold] unpack the invitation, make the key (it stays here) and the request (it
     goes).
     """
     from consilium.federation.engine import kit
 
-    name = accept_invitation(invitation, folder)
+    name = accept_invitation(invitation, folder, training=training)
     _, settings, _ = read_site_file(folder / SITE)
     request = kit.write_request(folder, settings.name, name)
     console.print(f"Send {request} to the coordinator. The key beside it never leaves this machine.")

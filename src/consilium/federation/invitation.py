@@ -1,22 +1,31 @@
-"""What a hospital receives first: the federation file and a site file to fill in. No secret is in it."""
+"""What a hospital receives first: the federation file and its name in it. No secret and no code is in it; the
+hospital's own file is written at the hospital.
+"""
 
+import tomllib
 import zipfile
 from pathlib import Path
 
 from consilium.errors import ConfigurationError, DataError
 from consilium.federation.durable import write_durably
 from consilium.federation.federation_file import read_federation_file, read_site_file
-from consilium.federation.settings import FederationSettings
+from consilium.federation.settings import NAME, FederationSettings
 
 MAX_BYTES = 2**20
 FEDERATION, SITE = "federation.toml", "site.toml"
+INVITED = "invitation.toml"
+"""Names the invited site, and nothing else."""
+
 SKETCHES = "sketches.json"
 """What the plan was derived from; it goes with the invitation where there is one, so that each may check."""
+
+BUILT_IN = "consilium.hospital.local_update:build"
+"""The training of a hospital that names no other: it trains on a dataset of this package."""
 
 SITE_TEMPLATE = """\
 # This hospital's own file. Nothing in it leaves this machine, and nothing the coordinator sends changes it.
 name = "{name}"
-# An installed function that takes this file's path and returns the training; this one trains on a dataset.
+# An installed function that takes this file's path and returns the training.
 training = "{training}"
 # To agree to federation.toml, write the first 12 or more digits of its digest here: {digest}
 approved = ""
@@ -64,7 +73,7 @@ cases = 25
 """
 
 
-def write_invitation(folder: Path, site: str, out: Path, *, training: str) -> FederationSettings:
+def write_invitation(folder: Path, site: str, out: Path) -> FederationSettings:
     """Write the invitation of one enrolled site.
 
     Raises:
@@ -73,41 +82,66 @@ def write_invitation(folder: Path, site: str, out: Path, *, training: str) -> Fe
     settings, _ = read_federation_file(folder / FEDERATION)
     if settings.get_site(site) is None:
         raise ConfigurationError(f"invitation: {site} is not in {FEDERATION}. Add it under [[sites]] first.")
-    text = SITE_TEMPLATE.format(name=site, training=training, digest=settings.digest[:16])
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(FEDERATION, (folder / FEDERATION).read_text(encoding="utf-8"))
-        archive.writestr(SITE, text)
+        archive.writestr(INVITED, f'name = "{site}"\n')
         if (folder / SKETCHES).is_file():
             archive.writestr(SKETCHES, (folder / SKETCHES).read_text(encoding="utf-8"))
     return settings
 
 
-def accept_invitation(invitation: Path, folder: Path) -> str:
-    """Unpack an invitation into an empty folder; returns the site's name.
+def accept_invitation(invitation: Path, folder: Path, *, training: str = BUILT_IN) -> str:
+    """Unpack an invitation into an empty folder and write the hospital's own file; returns the site's name.
+
+    Args:
+        invitation: Its federation file and the name are taken, and nothing else that it says.
+        folder: Created when absent.
+        training: ``module:function`` of this hospital's own choice.
 
     Raises:
-        DataError: If it holds anything but its two small files.
+        DataError: If it holds anything but its small files.
         ConfigurationError: If the folder is in use or the files are wrong.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"enrol: the folder must be empty; {folder.name} is not.")
+    contents = _read_invitation(invitation)
+    name = _parse_name(contents.pop(INVITED))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in contents.items():
+        (folder / file).write_bytes(content)
+    settings, _ = read_federation_file(folder / FEDERATION)
+    text = SITE_TEMPLATE.format(name=name, training=training, digest=settings.digest[:16])
+    (folder / SITE).write_text(text, encoding="utf-8")
+    site, _, _ = read_site_file(folder / SITE)
+    return site.name
+
+
+def _read_invitation(invitation: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(invitation) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            wanted = {FEDERATION, SITE} | ({SKETCHES} & set(entries))
+            wanted = {FEDERATION, INVITED} | ({SKETCHES} & set(entries))
             if set(entries) != wanted or any(e.file_size > MAX_BYTES for e in entries.values()):
                 raise DataError(
-                    f"invitation: must hold {FEDERATION} and {SITE}, and may hold {SKETCHES}, each under "
-                    "1 MiB; it does not."
+                    f"invitation: must hold {FEDERATION} and {INVITED}, and may hold {SKETCHES}, each under "
+                    "1 MiB; it does not. Ask the coordinator for a new one."
                 )
-            contents = {name: archive.read(name) for name in entries}
+            return {name: archive.read(name) for name in entries}
     except zipfile.BadZipFile as fault:
         raise DataError("invitation: must be a zip file; it is not.") from fault
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    site, _, _ = read_site_file(folder / SITE)
-    return site.name
+
+
+def _parse_name(content: bytes) -> str:
+    try:
+        name = tomllib.loads(content.decode()).get("name")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        name = None
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise DataError(
+            f"invitation: {INVITED} must name a site with letters, digits, - and _; it does not. Ask the "
+            "coordinator for a new one."
+        )
+    return name
 
 
 def approve_federation(site_file: Path, digest: str) -> None:
