@@ -82,11 +82,13 @@ def enrol(
     goes).
     """
     from consilium.federation.engine import kit
+    from consilium.federation.engine.request import read_key_digest
 
     name = accept_invitation(invitation, folder, training=training)
     _, settings, _ = read_site_file(folder / SITE)
     request = kit.write_request(folder, settings.name, name)
     console.print(f"Send {request} to the coordinator. The key beside it never leaves this machine.")
+    console.print(f"The coordinator may ask by telephone how it begins: {read_key_digest(request)[:16]}.")
     console.print(f"Read {folder / FEDERATION}; its digest is {settings.digest[:16]}.")
 
 
@@ -97,6 +99,7 @@ def approve(
 ) -> None:
     """[bold]Coordinator:[/bold] sign a hospital's request, after asking it for the request by another way."""
     from consilium.federation.engine import kit
+    from consilium.federation.engine.request import check_request
 
     name = request.name.removesuffix(".request.zip")
     settings, _ = read_federation_file(folder / FEDERATION)
@@ -104,7 +107,10 @@ def approve(
         raise ConfigurationError(
             f"approve: {name} is not in {FEDERATION}. Add it there, or refuse the request."
         )
-    console.print(f"Send {kit.approve_request(folder, request)} back to the hospital.")
+    digest = check_request(request, name)
+    signed = kit.approve_request(folder, request)
+    console.print(f"Signed: a client's certificate for {name}; its key begins with {digest[:16]}.")
+    console.print(f"Send {signed} back to the hospital.")
 
 
 @app.command()
