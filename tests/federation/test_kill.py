@@ -14,6 +14,7 @@ import pytest
 from consilium.errors import FederationError
 from consilium.federation import durable
 from consilium.federation.desk import Desk
+from consilium.federation.durable import lock_folder
 from consilium.federation.journal import Journal
 from consilium.federation.parameters import compute_digest
 from consilium.federation.simulation import carry_in_memory, simulate
@@ -241,6 +242,26 @@ def test_a_line_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
     (journal / "audit.jsonl").write_bytes(whole + b'{"event":"acc')
     assert len(Journal(journal).audit.seals) == 4
     assert (journal / "audit.jsonl").read_bytes() == whole
+
+
+def test_a_journal_that_is_looked_at_is_left_as_it_is(tmp_path: Path) -> None:
+    journal = finish(tmp_path)
+    seal = (journal / "audit.jsonl").read_bytes().splitlines(keepends=True)[-1]
+    assert b'"event":"sealed"' in seal
+    # As if killed between the state and its seal, in the middle of the line.
+    whole = (journal / "audit.jsonl").read_bytes()
+    (journal / "audit.jsonl").write_bytes(whole[: -len(seal) // 2])
+    (journal / ".model.part").touch()
+    before = {path: path.read_bytes() for path in journal.iterdir()}
+    writer = lock_folder(journal, "journal")
+    seen = Journal(journal, write=False)
+    assert seen.need_state().round_number == 4
+    assert len(seen.audit.seals) == 3
+    with pytest.raises(TypeError, match="to look at it only"):
+        seen.report("refused", "site-0", "late")
+    assert {path: path.read_bytes() for path in journal.iterdir()} == before
+    writer.close()
+    assert len(Journal(journal).audit.seals) == 4
 
 
 def test_a_full_disk_says_so_and_the_run_goes_on_after(

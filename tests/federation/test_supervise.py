@@ -10,6 +10,9 @@ import pytest
 from consilium.errors import FederationError
 from consilium.federation.engine import supervise
 from consilium.federation.events import RoundEvent
+from consilium.federation.invitation import FEDERATION_TEMPLATE
+from consilium.federation.journal import Journal
+from consilium.federation.service import CoordinatorFolder
 
 EVENT = RoundEvent(kind="waiting", round_number=0, rounds=2, detail="site-1", seconds_left=9.0)
 
@@ -51,6 +54,24 @@ def test_a_reason_that_only_reached_the_log_is_found_there(tmp_path: Path) -> No
     command = write_status(tmp_path, EVENT, f"print({line!r}); sys.exit(3)")
     with pytest.raises(FederationError, match="the disk is full"):
         supervise.supervise_coordinator(command, tmp_path, lambda event: None, print)
+
+
+def test_a_second_coordinator_of_a_folder_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    for name in ("status.json", ".model.part", "spool/site-0.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("the first one's")
+    (tmp_path / "federation.toml").write_text(FEDERATION_TEMPLATE)
+    first = Journal(tmp_path / "journal")
+    first.report("refused", "hospital-a", "late")
+    (tmp_path / "journal" / ".state.json.part").write_text("the first one's")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FederationError, match="one process at a time may use it"):
+        supervise.supervise_coordinator(program("pass"), tmp_path, lambda event: None, print)
+    with pytest.raises(FederationError, match="one process at a time may use it"):
+        CoordinatorFolder(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    first.close()
+    assert CoordinatorFolder(tmp_path).journal.state is None
 
 
 @pytest.mark.parametrize("code", [0, 1])

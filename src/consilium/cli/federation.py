@@ -1,6 +1,7 @@
 """``consilium federation``: found a federation, enrol in one, serve, join, look, resume."""
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -139,13 +140,14 @@ def resume(
     """[bold]Coordinator:[/bold] go on where the journal stands; with --grown, under a larger federation
     file.
     """
-    Journal(folder / "journal").need_state()
-    if grown is not None:
-        old, _ = read_federation_file(folder / FEDERATION)
-        new, _ = read_federation_file(grown)
-        extend_federation(Journal(folder / "journal"), old, new)
-        shutil.copy(grown, folder / FEDERATION)
-        console.print(f"Every site must approve the new digest: {new.digest[:16]}.")
+    with closing(Journal(folder / "journal")) as journal:
+        journal.need_state()
+        if grown is not None:
+            old, _ = read_federation_file(folder / FEDERATION)
+            new, _ = read_federation_file(grown)
+            extend_federation(journal, old, new)
+            shutil.copy(grown, folder / FEDERATION)
+            console.print(f"Every site must approve the new digest: {new.digest[:16]}.")
     _serve(folder)
 
 

@@ -60,13 +60,15 @@ class AuditLog:
     Args:
         path: The file; created when absent. A last line torn by a crash is dropped, anything else that does
             not fit is damage.
+        write: False to look at it only: the file is left as it is, and may be absent.
 
     Raises:
         FederationError: If a line was changed, removed or added.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, write: bool = True) -> None:
         self._path = path
+        self._write = write
         self._last = GENESIS
         self._lock = threading.RLock()
         self.seals: list[Seal] = []
@@ -78,6 +80,8 @@ class AuditLog:
         Raises:
             FederationError: If it cannot be written, e.g. on a full disk; the log is as before.
         """
+        if not self._write:
+            raise TypeError("This log was opened to look at it only.")
         with self._lock:
             record = {"event": event, "round": round_number, **details, "previous": self._last}
             line = json.dumps(record, sort_keys=True, separators=(",", ":"))
@@ -138,12 +142,13 @@ class AuditLog:
 
     def _load(self) -> None:
         if not self._path.exists():
-            self._path.touch()
-            sync_folder(self._path.parent)
+            if self._write:
+                self._path.touch()
+                sync_folder(self._path.parent)
             return
         raw = self._path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
+        if len(whole) < len(raw) and self._write:
             with self._path.open("r+b") as file:
                 file.truncate(len(whole))
         for number, line in enumerate(whole.decode("utf-8", "replace").splitlines()):

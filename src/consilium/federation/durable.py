@@ -3,11 +3,14 @@ the folder.
 """
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
+
+from consilium.errors import FederationError
 
 
 @contextmanager
@@ -55,6 +58,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_folder(folder: Path, what: str) -> TextIO:
+    """Keep a folder, made when absent, to this process until the file that is returned is closed.
+
+    Raises:
+        FederationError: If another process keeps it; ``what`` says what the folder is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as fault:
+        lock.close()
+        raise FederationError(
+            f"{what} {folder.name}: one process at a time may use it; another one does. End that one first."
+        ) from fault
+    return lock
 
 
 def remove_leftovers(folder: Path) -> None:

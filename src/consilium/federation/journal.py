@@ -8,13 +8,14 @@ round is collected, the means; all of them safetensors, written before they are 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from consilium.errors import FederationError
 from consilium.federation.audit import AuditLog
-from consilium.federation.durable import remove_leftovers, write_durably
+from consilium.federation.durable import lock_folder, remove_leftovers, write_durably
 from consilium.federation.parameters import RunningDigest, Schema, compute_digest
 from consilium.federation.tensors import Tensors, write_tensors
 from consilium.types import Array
@@ -60,15 +61,29 @@ class Journal:
     """The folder that survives the coordinator.
 
     Args:
-        folder: Created when absent; one run per folder.
+        folder: Created when absent; one run per folder, and one process that writes.
+        write: False to look at it only: nothing is changed, whoever writes there meanwhile.
+
+    Raises:
+        FederationError: If another process writes there, or the folder is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, write: bool = True) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        self.audit = AuditLog(folder / "audit.jsonl")
-        self.state: State | None = self._load()
+        self._write = write
+        self._lock = lock_folder(folder, "journal") if write else None
+        with ExitStack() as where_it_fails:
+            where_it_fails.callback(self.close)
+            if write:
+                remove_leftovers(folder)
+            self.audit = AuditLog(folder / "audit.jsonl", write=write)
+            self.state: State | None = self._load()
+            where_it_fails.pop_all()
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def start(self, schema: Schema, arrays: Iterable[tuple[str, Array]], *, job_digest: str) -> State:
         """Write the first model and the first state.
@@ -238,7 +253,8 @@ class Journal:
         """The log holds as many seals as rounds are committed, or one fewer after a kill between the two."""
         sealed = len(self.audit.seals)
         if sealed == state.round_number - 1 and state.phase == "COMMITTED":
-            self.audit.seal(state.round_number - 1, state.model_digest)
+            if self._write:
+                self.audit.seal(state.round_number - 1, state.model_digest)
         elif sealed != state.round_number:
             raise FederationError(
                 f"journal {self.folder.name}: {state.round_number} rounds are committed but {sealed} are "

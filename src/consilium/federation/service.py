@@ -37,9 +37,10 @@ class CoordinatorFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        remove_leftovers(folder)
         self.settings, self.coordinator = read_federation_file(folder / "federation.toml")
+        # First of all: it refuses a second process, which must touch nothing here.
         self.journal = Journal(folder / "journal")
+        remove_leftovers(folder)
         spool, report = folder / "spool", self.journal.report
         self.desk = Desk(self.settings, self.journal.audit, clock=time.monotonic, spool=spool, report=report)
 

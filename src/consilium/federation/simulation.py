@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 from consilium.federation.desk import Desk, Notice
@@ -60,27 +61,33 @@ def simulate(
     Raises:
         FederationError: As `run_rounds`. What a site's training raises ends the run and is raised here.
     """
-    journal = Journal(folder)
-    desk = Desk(settings, journal.audit, clock=time.monotonic, report=journal.report)
-    kept = {n: stores(n) for n in sorted(updates)}
-    sites = [Site(n, settings, updates[n], kept[n], carry_in_memory(desk, n)) for n in kept]
-    stop = threading.Event()
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        shares = [sites[index::workers] for index in range(workers)]
-        work = [pool.submit(_step_until, stop, share) for share in shares]
-        try:
-            counter = _Workplace(desk, work)
-            final = run_rounds(
-                settings, initial, desk=counter, journal=journal, clock=time.monotonic, watch=watch, keep=keep
-            )
-        finally:
-            stop.set()
-    for site in sites:
-        if site.final is None:
-            site.step()
-        if site.final is not None:
-            kept[site.name].write(FINAL, encode_tensors(site.final))
-    return dict(final)
+    with closing(Journal(folder)) as journal:
+        desk = Desk(settings, journal.audit, clock=time.monotonic, report=journal.report)
+        kept = {n: stores(n) for n in sorted(updates)}
+        sites = [Site(n, settings, updates[n], kept[n], carry_in_memory(desk, n)) for n in kept]
+        stop = threading.Event()
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            shares = [sites[index::workers] for index in range(workers)]
+            work = [pool.submit(_step_until, stop, share) for share in shares]
+            try:
+                counter = _Workplace(desk, work)
+                final = run_rounds(
+                    settings,
+                    initial,
+                    desk=counter,
+                    journal=journal,
+                    clock=time.monotonic,
+                    watch=watch,
+                    keep=keep,
+                )
+            finally:
+                stop.set()
+        for site in sites:
+            if site.final is None:
+                site.step()
+            if site.final is not None:
+                kept[site.name].write(FINAL, encode_tensors(site.final))
+        return dict(final)
 
 
 def _step_until(stop: threading.Event, share: list[Site]) -> None:

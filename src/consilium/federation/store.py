@@ -2,12 +2,11 @@
 may use.
 """
 
-import fcntl
 from pathlib import Path
 from typing import Protocol
 
 from consilium.errors import FederationError
-from consilium.federation.durable import remove_leftovers, replacing, sync_folder
+from consilium.federation.durable import lock_folder, remove_leftovers, replacing, sync_folder
 
 FINAL = "final.safetensors"
 """The last model, with the site's own local parameters."""
@@ -33,17 +32,8 @@ class FolderStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._lock = (folder / "lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            self._lock.close()
-            raise FederationError(
-                f"site folder {folder.name}: one process at a time may use it; another one does. End that "
-                "one first."
-            ) from fault
+        self._lock = lock_folder(folder, "site folder")
         remove_leftovers(folder)
 
     def read(self, name: str) -> bytes | None:

@@ -51,7 +51,7 @@ def state_outcomes(
         FederationError: If the ledger is not what was signed.
     """
     key, ledger = SigningKey(folder / KEY), Ledger(folder / LEDGER)
-    journal = Journal(folder / "journal")
+    journal = Journal(folder / "journal", write=False)
     state, counted = journal.need_state(), count_rounds(folder / "journal")
     gains = {c.site: c.mean_gain for c in contributions if c.mean_gain == c.mean_gain}
     known = ledger.verify(key.public)
