@@ -1,5 +1,6 @@
 """What sites give and get: contribution, choice, ledger; a new organ; the plan from sketches."""
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -20,6 +21,7 @@ from consilium.federation.desk import Desk
 from consilium.federation.events import RoundEvent
 from consilium.federation.grow import extend_federation
 from consilium.federation.journal import Journal
+from consilium.federation.local import LocalTask, SiteResult
 from consilium.federation.parameters import Parameters
 from consilium.federation.plan_sketch import (
     AXES,
@@ -32,10 +34,10 @@ from consilium.federation.plan_sketch import (
 )
 from consilium.federation.reciprocity import Ledger, SigningKey, Statement, choose_model
 from consilium.federation.rounds import run_rounds
-from consilium.federation.settings import HeadMap, SiteEnrolment
+from consilium.federation.settings import HeadMap, SiteEnrolment, StrategyChoice
 from consilium.federation.simulation import carry_in_memory, simulate
 from consilium.federation.site import Site
-from consilium.federation.store import MemoryStore
+from consilium.federation.store import FolderStore, MemoryStore
 from tests.federation.toys import HEADS, build_local_update, build_model, build_settings_for, same_bits
 
 HONEST = tuple(f"honest-{n}" for n in range(5))
@@ -249,6 +251,39 @@ def test_a_late_organ_adds_a_head_and_leaves_every_old_row(tmp_path: Path) -> No
     assert np.abs(after["encoder.0.weight"] - alone["encoder.0.weight"]).max() < 0.05
     with pytest.raises(ConfigurationError, match="other settings"):
         simulate(old, model, updates, tmp_path / "run")
+
+
+def test_a_late_organ_lets_the_old_sites_of_scaffold_go_on(tmp_path: Path) -> None:
+    model, choice = build_model(heads=True), StrategyChoice(name="scaffold")
+    corrections: list[np.ndarray] = []
+
+    def train(parameters: Parameters, *, round_number: int, task: LocalTask) -> SiteResult:
+        corrections.append(task.correction["head.weight"])
+        plain = build_local_update("site-0", structures={"Brainstem": 10})
+        result = plain(parameters, round_number=round_number, task=task)
+        control = {name: np.ones_like(array) for name, array in parameters.items()}
+        return replace(result, control_variates=control)
+
+    def store_of(name: str) -> FolderStore:
+        stores.append(FolderStore(tmp_path / name))
+        return stores[-1]
+
+    stores: list[FolderStore] = []
+    old_sites = (SiteEnrolment(name="site-0", cases=10, structures={"Brainstem": 10}),)
+    old = build_settings_for(1, sites=old_sites, heads=HEADS, rounds=2, strategy=choice)
+    simulate(old, model, {"site-0": train}, tmp_path / "run", stores=store_of)
+    stores.pop().close()
+    heads = HeadMap(structures=(*HEADS.structures, "Esophagus"), tensors=HEADS.tensors)
+    grown = (SiteEnrolment(name="site-0", cases=10, structures={"Brainstem": 10, "Esophagus": 10}),)
+    new = build_settings_for(1, sites=grown, heads=heads, rounds=3, strategy=choice)
+    with contextlib.closing(Journal(tmp_path / "run")) as journal:
+        extend_federation(journal, old, new)
+    after = simulate(new, model, {"site-0": train}, tmp_path / "run", stores=store_of)
+    assert after["head.weight"].shape == (4, 4)
+    # Of the old rows what the site kept stands against what the coordinator has; the new row starts at zero.
+    assert corrections[-1].shape == (4, 4)
+    assert np.array_equal(corrections[-1][0], corrections[-2][0])
+    assert np.array_equal(corrections[-1][3], np.zeros(4))
 
 
 def draw_site(

@@ -139,9 +139,8 @@ class Site:
         number, last = int(answer["round"]), int(answer["last_counted"])
         received = {name: self._widen(array) for name, array in Group(tensors, PARAMETERS).items()}
         control = {name: self._widen(array) for name, array in Group(tensors, CONTROL).items()}
-        own_control = self._load_state(last, CONTROL)
-        if control and not own_control:
-            own_control = {name: np.zeros_like(array) for name, array in control.items()}
+        kept_control = self._load_state(last, CONTROL)
+        own_control = {name: fit_rows(kept_control.get(name), array) for name, array in control.items()}
         options = self._strategy.site_options()
         task = LocalTask(
             round_number=number,
@@ -327,6 +326,18 @@ def check_result(
         check_metric_names(result.metrics, settings)
     except DataError as fault:
         raise FederationError(f"site {site}: {fault} Nothing was sent.") from fault
+
+
+def fit_rows(kept: Array | None, like: Array) -> Array:
+    """What was kept, in the shape of ``like``, with zeros where nothing was: everywhere at first, and in the
+    rows of structures that were added to the model since.
+    """
+    if kept is not None and kept.shape == like.shape:
+        return kept
+    fitted = np.zeros_like(like)
+    if kept is not None:
+        fitted[: len(kept)] = kept
+    return fitted
 
 
 def derive_seed(seed: int, site: str, round_number: int) -> int:
