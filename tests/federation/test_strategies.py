@@ -1,6 +1,7 @@
 """Combination rules against closed forms, and against what they promise."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from consilium.errors import ConfigurationError
 from consilium.federation.local import LocalTask, LocalUpdate, SiteResult
 from consilium.federation.parameters import Parameters
+from consilium.federation.rounds import check_fit
 from consilium.federation.settings import SiteEnrolment, StrategyChoice
 from consilium.federation.simulation import simulate
 from consilium.federation.strategies import build_strategy
 from consilium.federation.strategies.scaffold import compute_control_variates
+from consilium.federation.tensors import Tensors
 from tests.federation.toys import HEADS, build_local_update, build_model, build_settings_for, same_bits
 
 START = {"w": np.array([1.0, -2.0, 0.5])}
@@ -120,16 +123,90 @@ def test_krum_picks_from_the_cluster() -> None:
     assert 4 not in build_strategy(StrategyChoice(name="krum", options={"keep": 3})).choose(distances)
 
 
-def test_a_structure_known_to_too_few_sites_keeps_its_rows_under_a_robust_rule(tmp_path: Path) -> None:
+LARYNX = {"Brainstem": 5, "Larynx": 5}
+
+
+def test_a_structure_sent_by_too_few_sites_keeps_its_rows_under_a_robust_rule(tmp_path: Path) -> None:
     model = build_model(heads=True)
-    known = [{"Brainstem": 5}, {"Brainstem": 5}, {"Brainstem": 5, "Larynx": 5}]
-    sites = tuple(SiteEnrolment(name=f"site-{n}", cases=10, structures=k) for n, k in enumerate(known))
+    sent = [{"Brainstem": 5}, {"Brainstem": 5}, LARYNX]
+    sites = tuple(SiteEnrolment(name=f"site-{n}", cases=10, structures=LARYNX) for n in range(3))
     choice = StrategyChoice(name="median")
     settings = build_settings_for(3, sites=sites, heads=HEADS, rounds=1, quorum=3, strategy=choice)
-    updates = {f"site-{n}": build_local_update(f"site-{n}", structures=k) for n, k in enumerate(known)}
+    updates = {f"site-{n}": build_local_update(f"site-{n}", structures=k) for n, k in enumerate(sent)}
     final = simulate(settings, model, updates, tmp_path)
     assert same_bits({"r": final["head.weight"][2]}, {"r": model["head.weight"][2]})
     assert not same_bits({"r": final["head.weight"][0]}, {"r": model["head.weight"][0]})
+
+
+@pytest.mark.parametrize("name", ["fedavg", "median", "trimmed_mean", "scaffold"])
+def test_sites_whose_heads_alone_count_do_not_move_the_shared_part(tmp_path: Path, name: str) -> None:
+    full = [SiteEnrolment(name=f"site-{n}", cases=10, structures=LARYNX) for n in range(3)]
+    late = [
+        SiteEnrolment(name=f"late-{n}", cases=10, structures=LARYNX, heads_only_until=9) for n in range(2)
+    ]
+    choice = StrategyChoice(name=name)
+
+    def run_with(folder: str, amount: float) -> Parameters:
+        settings = build_settings_for(
+            5, sites=(*full, *late), heads=HEADS, rounds=2, quorum=5, strategy=choice
+        )
+        sites = {site.name: shifting(0.1 if site in full else amount) for site in settings.sites}
+        return simulate(settings, build_model(heads=True), sites, tmp_path / folder)
+
+    near, far = run_with("near", 0.1), run_with("far", -40.0)
+    for array in (name for name in near if name not in HEADS.tensors):
+        assert np.array_equal(near[array], far[array]), array
+
+
+def shifting(amount: float) -> LocalUpdate:
+    """Training that moves everything by ``amount``, less SCAFFOLD's correction, and sends it as control."""
+
+    def train(parameters: Parameters, *, round_number: int, task: LocalTask) -> SiteResult:
+        after = {
+            name: (array + amount - task.correction.get(name, 0.0)).astype(array.dtype)
+            for name, array in parameters.items()
+        }
+        control = {name: np.full_like(array, amount) for name, array in task.correction.items()}
+        return SiteResult(parameters=after, weight=10, cases_by_structure=LARYNX, control_variates=control)
+
+    return train
+
+
+def test_scaffolds_control_of_the_shared_part_is_of_the_sites_that_train_it(tmp_path: Path) -> None:
+    full = [SiteEnrolment(name=f"site-{n}", cases=10, structures=LARYNX) for n in range(2)]
+    late = SiteEnrolment(name="late", cases=10, structures=LARYNX, heads_only_until=9)
+    settings = build_settings_for(
+        3, sites=(*full, late), heads=HEADS, rounds=1, quorum=3, strategy=StrategyChoice(name="scaffold")
+    )
+    sites = {"site-0": shifting(0.3), "site-1": shifting(0.6), "late": shifting(30.0)}
+    simulate(settings, build_model(heads=True), sites, tmp_path)
+    tensors = Tensors(next(tmp_path.glob("model-*.safetensors")))
+    # The sum over the sites that count, of all that are enrolled.
+    np.testing.assert_allclose(tensors["control/scale"], (0.3 + 0.6) / 3, rtol=1e-6)
+    np.testing.assert_allclose(tensors["control/head.bias"][0], (0.3 + 0.6 + 30.0) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "krum"])
+def test_a_robust_rule_that_would_never_train_a_part_is_refused(tmp_path: Path, name: str) -> None:
+    rule = build_strategy(StrategyChoice(name=name))
+    least = rule.least_updates
+
+    def check(count: int, **changes: object) -> None:
+        sites = [SiteEnrolment(name=f"site-{n}", cases=10, structures=LARYNX) for n in range(count)]
+        sites[0] = replace(sites[0], **changes)
+        choice = StrategyChoice(name=name)
+        check_fit(
+            build_settings_for(count, sites=tuple(sites), heads=HEADS, quorum=least, strategy=choice), rule
+        )
+
+    check(least)
+    with pytest.raises(ConfigurationError, match=f"at least {least} sites that contour Larynx; {least - 1}"):
+        check(least, structures={"Brainstem": 5})
+    check(least + 1, structures={"Brainstem": 5})
+    with pytest.raises(ConfigurationError, match="heads_only_until"):
+        check(least, heads_only_until=3)
+    if not rule.compares_models:
+        check(least + 1, heads_only_until=3)
 
 
 @pytest.mark.parametrize(

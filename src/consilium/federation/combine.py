@@ -130,7 +130,7 @@ class Collection:
             self._sum.add(accepted.arrays(), accepted.weight, accepted.structure_weights)
         if self._control is not None:
             known = dict.fromkeys(accepted.structure_weights, 1)
-            self._control.add(accepted.control_changes(), 1, known)
+            self._control.add(accepted.control_changes(), min(1, accepted.weight), known)
         self.weights[accepted.site] = accepted.weight
         self.metrics[accepted.site] = accepted.metrics
 
@@ -184,7 +184,10 @@ class Collection:
 
 
 def _knows(accepted: AcceptedUpdate, part: Part) -> bool:
-    return part.structure is None or accepted.structure_weights.get(part.structure, 0) > 0
+    """Whether it counts for these rows; a site whose heads alone count leaves the rest to the others."""
+    if part.structure is None:
+        return accepted.weight > 0
+    return accepted.structure_weights.get(part.structure, 0) > 0
 
 
 class _Zeros(Mapping[str, Array]):
@@ -218,7 +221,9 @@ def commit_collected(journal: Journal, settings: FederationSettings, strategy: S
         for name in model:
             group, _, plain = name.partition("/")
             if group + "/" == CONTROL:
-                counts = {"participating": len(state.counted), "enrolled": len(settings.sites)}
+                shared = sum(weight > 0 for weight in state.counted.values())
+                taking = len(state.counted) if plain in settings.heads.tensors else shared
+                counts = {"participating": taking, "enrolled": len(settings.sites)}
                 yield name, combine_control(model[name], means[name], **counts)
                 continue
             zero = np.zeros(model[name].shape, model[name].dtype)

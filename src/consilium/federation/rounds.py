@@ -150,10 +150,35 @@ def check_fit(settings: FederationSettings, strategy: Strategy, keep: object = N
             "quorum, enrol more "
             "sites, or choose fedavg."
         )
+    if strategy.needs_every_update:
+        _check_robust(settings, strategy)
     if keep is not None and not settings.keep_updates:
         raise ConfigurationError(
             f"federation {settings.name}: updates are kept only where keep_updates = true says so."
         )
+
+
+def _check_robust(settings: FederationSettings, strategy: Strategy) -> None:
+    """Refuse a robust rule where some part of the model would never be trained, without a word."""
+    where, least = f"federation {settings.name}: {settings.strategy.name}", strategy.least_updates
+    late = [site.name for site in settings.sites if site.heads_only_until]
+    if late and strategy.compares_models:
+        raise ConfigurationError(
+            f"{where} compares whole models; {late[0]} has heads_only_until. Take that out, or choose "
+            "another rule."
+        )
+    if len(settings.sites) - len(late) < least:
+        raise ConfigurationError(
+            f"{where} needs at least {least} sites that train the shared part; {len(late)} of "
+            f"{len(settings.sites)} have heads_only_until. Enrol more sites, or choose fedavg."
+        )
+    for structure in settings.heads.structures:
+        known = sum(structure in site.structures for site in settings.sites)
+        if 0 < known < least:
+            raise ConfigurationError(
+                f"{where} needs at least {least} sites that contour {structure}; {known} are enrolled with "
+                "it. Enrol more of them, take the structure out, or choose fedavg."
+            )
 
 
 def collect_round(run: _Run, state: State) -> State:

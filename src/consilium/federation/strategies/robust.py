@@ -66,6 +66,7 @@ class Krum(Strategy):
     """
 
     needs_every_update: ClassVar[bool] = True
+    compares_models: ClassVar[bool] = True
 
     def __init__(self, bad: int = 1, keep: int = 1) -> None:
         if bad != int(bad) or bad < 1 or keep != int(keep) or keep < 1:

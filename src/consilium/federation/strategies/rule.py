@@ -14,11 +14,13 @@ class Strategy:
         uses_control: Sites send and receive control variates.
         needs_every_update: The rule looks at all updates at once, so they are kept on disk until the round
             closes.
+        compares_models: The rule chooses whole models by their distances.
         memory: Names of arrays per parameter that the rule keeps from round to round.
     """
 
     uses_control: ClassVar[bool] = False
     needs_every_update: ClassVar[bool] = False
+    compares_models: ClassVar[bool] = False
     memory: ClassVar[tuple[str, ...]] = ()
 
     @property
