@@ -1,8 +1,10 @@
 """What sites give and get: contribution, choice, ledger; a new organ; the plan from sketches."""
 
 import contextlib
+import gc
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from consilium.federation.settings import HeadMap, SiteEnrolment, StrategyChoice
 from consilium.federation.simulation import carry_in_memory, simulate
 from consilium.federation.site import Site
 from consilium.federation.store import FolderStore, MemoryStore
+from consilium.federation.updates import AcceptedUpdate
 from tests.federation.toys import HEADS, build_local_update, build_model, build_settings_for, same_bits
 
 HONEST = tuple(f"honest-{n}" for n in range(5))
@@ -149,10 +152,16 @@ def test_kept_updates_are_sealed_readable_while_the_run_lives_and_gone_after(tmp
         if event.kind == "opened":
             assert [site.step().kind for site in sites] == ["trained", "trained"]
 
-    final = run_rounds(
-        settings, model, desk=desk, journal=journal, clock=lambda: 0.0, watch=watch, keep=store.keep
-    )
+    plain: list[weakref.ref[AcceptedUpdate]] = []
+
+    def keep(accepted: AcceptedUpdate) -> None:
+        plain.append(weakref.ref(accepted))
+        store.keep(accepted)
+
+    final = run_rounds(settings, model, desk=desk, journal=journal, clock=lambda: 0.0, watch=watch, keep=keep)
     assert not list((tmp_path / "spool").iterdir())
+    gc.collect()
+    assert [reference() for reference in plain] == [None, None], "an update is held outside the seal"
     kept = store.read_round(0)
     assert [update.site for update in kept] == ["site-0", "site-1"]
     assert same_bits(final, average(kept, HeadMap()))

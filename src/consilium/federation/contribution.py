@@ -79,7 +79,7 @@ class SealedStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._cipher = AESGCM(AESGCM.generate_key(bit_length=256))
-        self._kept: dict[tuple[int, str], AcceptedUpdate] = {}
+        self._weights: dict[tuple[int, str], tuple[int, dict[str, int]]] = {}
 
     def keep(self, accepted: AcceptedUpdate) -> None:
         """Keep an update; give this to `run_rounds`."""
@@ -87,34 +87,34 @@ class SealedStore:
         nonce = os.urandom(12)
         plain = encode_tensors(dict(accepted.arrays()))
         self._path(key).write_bytes(nonce + self._cipher.encrypt(nonce, plain, f"{key}".encode()))
-        self._kept[key] = accepted
+        self._weights[key] = accepted.weight, dict(accepted.structure_weights)
 
     def read_round(self, round_number: int) -> list[KeptUpdate]:
         """The updates of one round, in order of site; empty if none was kept."""
-        return [self._read(key) for key in sorted(self._kept) if key[0] == round_number]
+        return [self._read(key) for key in sorted(self._weights) if key[0] == round_number]
 
     def list_rounds(self) -> list[int]:
         """Rounds of which something was kept."""
-        return sorted({number for number, _ in self._kept})
+        return sorted({number for number, _ in self._weights})
 
     def destroy(self) -> None:
         """Delete everything; the key is gone with this object."""
-        for key in self._kept:
+        for key in self._weights:
             self._path(key).unlink(missing_ok=True)
-        self._kept.clear()
+        self._weights.clear()
 
     def _path(self, key: tuple[int, str]) -> Path:
         return self._folder / f"{key[0]:06d}-{key[1]}.sealed"
 
     def _read(self, key: tuple[int, str]) -> KeptUpdate:
-        accepted, content = self._kept[key], self._path(key).read_bytes()
+        (weight, structure_weights), content = self._weights[key], self._path(key).read_bytes()
         plain = self._cipher.decrypt(content[:12], content[12:], f"{key}".encode())
         return KeptUpdate(
             site=key[1],
             round_number=key[0],
             parameters=dict(Tensors(plain)),
-            weight=accepted.weight,
-            structure_weights=accepted.structure_weights,
+            weight=weight,
+            structure_weights=structure_weights,
         )
 
 
