@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
@@ -34,9 +35,14 @@ class CoordinatorComponent(FLComponent):  # type: ignore[misc]
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Start when FLARE's server has started."""
         if event_type == EventType.SYSTEM_START:
-            federation = CoordinatorFolder(self._folder)
-            answer_frames(fl_ctx.get_engine().get_cell(), federation.desk)
-            _start(lambda: federation.run())
+            cell = fl_ctx.get_engine().get_cell()
+            _start(lambda: self._run(cell))
+
+    def _run(self, cell: Any) -> None:
+        # Not while FLARE hands out the event: it logs what a handler raises, and waits for ever.
+        federation = CoordinatorFolder(self._folder)
+        answer_frames(cell, federation.desk)
+        federation.run()
 
 
 class SiteComponent(FLComponent):  # type: ignore[misc]
