@@ -212,6 +212,7 @@ def test_the_verbs_lead_from_an_empty_folder_to_a_shared_model(tmp_path: Path) -
     digest, fingerprint = (
         next(w for w in said if len(w) == n and set(w) <= set("0123456789abcdef")) for n in (16, 64)
     )
+    assert finish_verb(run_verb("init", "c", cwd=at)).split() == said, "it must tell the same again"
     for name in ("hospital-a", "hospital-b"):
         training = "tests.federation.training_at_home:build"
         finish_verb(run_verb("invite", "c", name, f"{name}.zip", cwd=at))

@@ -30,15 +30,22 @@ PERMISSIONS = (
 
 
 def init_authority(folder: Path, federation: str, coordinator: Coordinator) -> str:
-    """Make the federation's certificate authority and the coordinator's own kit.
+    """Make the federation's certificate authority and the coordinator's own kit, unless they are there.
 
     Returns:
         The fingerprint of the root certificate, to be told to every hospital by another way than the kit.
+
+    Raises:
+        ConfigurationError: If they were made for another name or place.
     """
     authority = folder / "authority"
-    authority.mkdir(parents=True, exist_ok=False)
     server = {"host": coordinator.host, "fed_learn_port": coordinator.port, "admin_port": coordinator.port}
     profile = {"name": federation, "scheme": "tcp", "connection_security": "mtls", "server": server}
+    if (folder / "kit").is_dir():
+        _check_profile(authority / "profile.yml", profile)
+        return compute_fingerprint(authority / "ca" / "rootCA.pem")
+    _set_aside(folder)
+    authority.mkdir(parents=True)
     _write_yaml(authority / "profile.yml", profile)
     # Without --org: FLARE 2.9 leaves the organisation out of the issuer, and the chain would not verify.
     words = ("--profile", authority / "profile.yml", "-o", authority / "ca")
@@ -48,6 +55,25 @@ def init_authority(folder: Path, federation: str, coordinator: Coordinator) -> s
     fingerprint = compute_fingerprint(authority / "ca" / "rootCA.pem")
     build_kit(folder, signed, fingerprint)
     return fingerprint
+
+
+def _check_profile(path: Path, profile: dict[str, Any]) -> None:
+    """Refuse certificates that were made before the federation file was changed."""
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != profile:
+        raise ConfigurationError(
+            "federation: the certificates must be for the name, host and port in federation.toml; they were "
+            "made for others. Restore these, or remove kit and authority here and invite every hospital anew."
+        )
+
+
+def _set_aside(folder: Path) -> None:
+    """Begin anew where an earlier try was interrupted; its authority is kept once, in case it was needed."""
+    authority, unfinished = folder / "authority", folder / "authority.unfinished"
+    if authority.is_dir():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        authority.rename(unfinished)
+    for name in ("request", "packed"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def write_request(
