@@ -1,5 +1,6 @@
 """Rounds: deadline, quorum, duplicates, late and absent sites, refusals; on a clock that tests move."""
 
+import contextlib
 import itertools
 import json
 import threading
@@ -161,6 +162,27 @@ def test_an_absent_site_costs_one_deadline_and_is_awaited_again_when_heard(tmp_p
     run_rounds(settings, MODEL, desk=script, journal=Journal(tmp_path), clock=script.clock, watch=watch)
     # Round 3 hears of site-1 while it still waits for site-0, and then waits for both.
     assert seconds == [20.0, 21.0, 22.0, 28.0]
+
+
+def test_after_a_resume_the_seconds_left_are_of_the_rounds_since(tmp_path: Path) -> None:
+    settings = build_settings_for(1, rounds=10)
+    plan = {number: [(30.0, "site-0", honest(settings, "site-0"))] for number in range(10)}
+    left: list[float] = []
+
+    class Ended(BaseException):
+        """Stands for a kill."""
+
+    def watch(event: RoundEvent) -> None:
+        if event.kind == "committed":
+            left.append(event.seconds_left)
+        if life == 0 and len(left) == 6 and event.kind == "opened":
+            raise Ended
+
+    for life in range(2):
+        script = Script(plan)
+        with contextlib.closing(Journal(tmp_path)) as journal, contextlib.suppress(Ended):
+            run_rounds(settings, MODEL, desk=script, journal=journal, clock=script.clock, watch=watch)
+    assert left == [30.0 * (9 - number) for number in range(10)]
 
 
 def test_a_duplicate_counts_once_and_the_second_one_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from consilium.errors import FederationError
-from consilium.federation.desk import Desk
+from consilium.federation.desk import Desk, Notice
 from consilium.federation.frames import CHUNK_BYTES, decode_frame, encode_frame
 from consilium.federation.journal import Journal
 from consilium.federation.local import LocalTask, SiteResult
@@ -123,6 +123,36 @@ def test_the_bytes_of_a_round_are_the_parameters_own(tmp_path: Path) -> None:
         own = model["w"].nbytes / (2 if half else 1)
         assert sent[0] <= 1.01 * own
         assert received[0] <= 1.01 * own
+
+
+def test_a_loud_site_cannot_fill_the_log(tmp_path: Path) -> None:
+    desk, journal = desk_in(tmp_path, build_settings_for(1))
+    desk.publish(
+        Notice(
+            round_number=0,
+            rounds=1,
+            model=tmp_path / "model",
+            model_digest="0" * 64,
+            job_digest="0" * 64,
+            site_options={},
+            last_counted={},
+            max_update_bytes=1000,
+        )
+    )
+    told = set()
+    for number in range(100):
+        for asked in (
+            {"ask": "offer", "round": 0, "size": 10**9 + number, "digest": "0" * 64},
+            {"ask": "offer", "round": number + 1, "size": 100, "digest": "0" * 64},
+            {"ask": "task", "audit": [number, "0" * 64]},
+        ):
+            frame = encode_frame({"site": "site-0", "instance": "instance", **asked})
+            answer = decode_frame(desk.answer("site-0", frame))[0]
+            assert answer["say"] == "refused"
+            told.add(answer["why"])
+    assert len(told) > 200, "the site is told its own numbers"
+    lines = (journal.folder / "audit.jsonl").read_text().splitlines()
+    assert sum('"event":"refused"' in line for line in lines) == 3
 
 
 def test_a_desk_answers_any_bytes_without_raising(tmp_path: Path) -> None:

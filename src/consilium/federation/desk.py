@@ -161,10 +161,16 @@ class Desk:
             self._complain(site, f"malformed request ({type(fault).__name__})")
             return encode_frame({"say": "refused", "why": "malformed request"})
 
-    def _complain(self, site: str, why: str) -> None:
-        """Report once per round, so that a loud site cannot fill the log."""
-        if (site, why) not in self._complaints:
-            self._complaints.add((site, why))
+    def _complain(self, site: str, why: str, *, kind: str = "") -> None:
+        """Report once per round, so that a loud site cannot fill the log.
+
+        Args:
+            site: Who.
+            why: For people.
+            kind: What makes two complaints one, where ``why`` holds numbers that the site chose.
+        """
+        if (site, kind or why) not in self._complaints:
+            self._complaints.add((site, kind or why))
             # A log that cannot be written ends the run where it commits, with the reason; not this answer.
             with contextlib.suppress(FederationError):
                 self._report("refused", site, why)
@@ -195,7 +201,7 @@ class Desk:
     def _answer_task(self, site: str, header: Mapping[str, Any]) -> dict[str, Any]:
         seen, head_seen = int(header["audit"][0]), header["audit"][1]
         if seen < -1 or self._audit.head_after(seen) != head_seen:
-            self._complain(site, f"it keeps a head of round {seen} that this log does not have")
+            self._complain(site, f"it keeps a head of round {seen} that this log does not have", kind="head")
             return {"say": "refused", "why": "this log does not contain the head that the site keeps"}
         steps = self._audit.list_steps(seen)[:MAX_STEPS]
         head = self._audit.head_after(seen + len(steps))
@@ -237,11 +243,11 @@ class Desk:
             now = "no round is open" if notice is None else f"round {notice.round_number} is open"
             late = notice is None or round_number < notice.round_number
             why = f"round {round_number} is {'closed' if late else 'not open yet'}; {now}"
-            self._complain(site, f"late update: {why}")
+            self._complain(site, f"late update: {why}", kind="late")
             return {"say": "refused", "why": why}
         if not 8 <= size <= notice.max_update_bytes:
             why = f"an update may have {notice.max_update_bytes} bytes; {size} are offered"
-            self._complain(site, why)
+            self._complain(site, why, kind="size")
             return {"say": "refused", "why": why}
         if verdict is not None and verdict[:2] == (round_number, "accepted"):
             return {"say": "have"}

@@ -32,6 +32,18 @@ LOOK_UP_S = 0.5
 """How often a waiting round looks who is there and says what it waits for."""
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """When this process began, and with which round: what was done before says nothing about its seconds."""
+
+    began_s: float
+    first_round: int
+
+    def seconds_left(self, now_s: float, done: int, rounds: int) -> float:
+        """After round ``done``."""
+        return (now_s - self.began_s) / (done + 1 - self.first_round) * (rounds - done - 1)
+
+
 class Counter(Protocol):
     """What a round needs of the `Desk`; tests bring smaller ones."""
 
@@ -124,13 +136,13 @@ def run_rounds(
             "federation: the journal was begun under other settings. Restore the federation file, or extend "
             "the run."
         )
-    began = clock()
+    pace = _Pace(clock(), state.round_number)
     if state.phase == "COLLECTED":
-        state = commit_round(run, state, began)
+        state = commit_round(run, state, pace)
     while state.round_number < settings.rounds:
         state = journal.open_round()
         state = collect_round(run, state)
-        state = commit_round(run, state, began)
+        state = commit_round(run, state, pace)
     desk.finish(_make_notice(run, state))
     run.tell("finished", state.round_number, detail=f"{settings.rounds} rounds are committed")
     return read_model(journal)
@@ -288,13 +300,12 @@ def _close_round(run: _Run, collection: Collection) -> State:
     return run.journal.collect(means, collection.weights, collection.metrics)
 
 
-def commit_round(run: _Run, state: State, began: float) -> State:
+def commit_round(run: _Run, state: State, pace: _Pace) -> State:
     """COLLECTED -> COMMITTED: the rule makes the next model from the means, array by array."""
     done = state.round_number
     metrics = average_metrics(state.metrics, state.counted)
     new = commit_collected(run.journal, run.settings, run.strategy)
-    per_round = (run.clock() - began) / max(1, done + 1)
-    left = per_round * (run.settings.rounds - done - 1)
+    left = pace.seconds_left(run.clock(), done, run.settings.rounds)
     run.tell("committed", done, accepted=len(state.counted), metrics=metrics, seconds_left=left)
     return new
 
