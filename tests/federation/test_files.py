@@ -78,6 +78,9 @@ def test_every_setting_changes_the_digest() -> None:
         ('"hospital-b"', '"../b"', "letters, digits"),
         ("give_up_s = 86400", "give_up_s = 1", "give_up_s must be 3600"),
         ("port = 8702", "port = 0", "port must be"),
+        ("rounds = 20", 'rounds = 20\nlocal_names = "*.norm.*"', r"local_names must be a list .* '\*.norm"),
+        ("rounds = 20", "rounds = 20\nlocal_names = [1]", "local_names must be a list of texts"),
+        ("[strategy]", '[heads]\nstructures = "Bladder"\n[strategy]', "heads.structures must be a list"),
         ("[strategy]", "[strategy", "must be TOML"),
     ],
 )

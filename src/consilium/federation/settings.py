@@ -226,12 +226,21 @@ def build_settings(table: Mapping[str, Any]) -> FederationSettings:
     try:
         values["sites"] = tuple(SiteEnrolment(**site) for site in table.get("sites", ()))
         values["strategy"] = StrategyChoice(**table.get("strategy", {}))
-        heads = {key: tuple(names) for key, names in table.get("heads", {}).items()}
+        heads = {key: _read_names(f"heads.{key}", names) for key, names in table.get("heads", {}).items()}
         values["heads"] = HeadMap(**heads)
-        values["local_names"] = tuple(table.get("local_names", ()))
+        values["local_names"] = _read_names("local_names", table.get("local_names", ()))
         return FederationSettings(**values)
     except TypeError as fault:
         raise ConfigurationError(f"federation file: {fault}. Compare it with the reference.") from fault
+
+
+def _read_names(where: str, names: Any) -> tuple[str, ...]:
+    """A list of texts; a text alone would be read as one name per letter."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(
+            f'federation file: {where} must be a list of texts, as ["one", "two"]; found {str(names)[:80]!r}.'
+        )
+    return tuple(names)
 
 
 def encode_settings(settings: FederationSettings) -> dict[str, Any]:
