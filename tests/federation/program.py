@@ -16,8 +16,12 @@ from consilium.federation.settings import FederationSettings, StrategyChoice
 from consilium.federation.site import Site, run_site
 from consilium.federation.sockets import SocketCarrier, serve_socket
 from consilium.federation.store import FolderStore
-from consilium.federation.strategies.scaffold import compute_control_variates
-from tests.federation.toys import build_local_update, build_model, build_settings_for
+from tests.federation.toys import (
+    build_local_update,
+    build_model,
+    build_settings_for,
+    compute_control_variates,
+)
 
 SITES = ("site-0", "site-1", "site-2")
 

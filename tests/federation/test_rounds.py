@@ -175,10 +175,11 @@ def test_after_a_resume_the_seconds_left_are_of_the_rounds_since(tmp_path: Path)
     def watch(event: RoundEvent) -> None:
         if event.kind == "committed":
             left.append(event.seconds_left)
-        if life == 0 and len(left) == 6 and event.kind == "opened":
+        if len(left) == killed_after[0] and event.kind == "opened":
             raise Ended
 
-    for life in range(2):
+    killed_after = [0]
+    for killed_after[0] in (6, -1):
         script = Script(plan)
         with contextlib.closing(Journal(tmp_path)) as journal, contextlib.suppress(Ended):
             run_rounds(settings, MODEL, desk=script, journal=journal, clock=script.clock, watch=watch)

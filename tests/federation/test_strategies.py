@@ -14,9 +14,15 @@ from consilium.federation.rounds import check_fit
 from consilium.federation.settings import SiteEnrolment, StrategyChoice
 from consilium.federation.simulation import simulate
 from consilium.federation.strategies import build_strategy
-from consilium.federation.strategies.scaffold import compute_control_variates
 from consilium.federation.tensors import Tensors
-from tests.federation.toys import HEADS, build_local_update, build_model, build_settings_for, same_bits
+from tests.federation.toys import (
+    HEADS,
+    build_local_update,
+    build_model,
+    build_settings_for,
+    compute_control_variates,
+    same_bits,
+)
 
 START = {"w": np.array([1.0, -2.0, 0.5])}
 

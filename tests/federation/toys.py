@@ -1,5 +1,6 @@
 """Tiny models and sites: training is a step towards the site's own target, with seeded noise."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from consilium.federation.messages import UpdateHeader, encode_update
 from consilium.federation.parameters import Parameters, Schema, compute_digest
 from consilium.federation.settings import FederationSettings, HeadMap, SiteEnrolment
 from consilium.federation.updates import OpenRound
+from consilium.types import Array
 
 STRUCTURES = ("Brainstem", "Mandible", "Larynx")
 HEADS = HeadMap(structures=STRUCTURES, tensors=("head.bias", "head.weight"))
@@ -56,6 +58,22 @@ def build_local_update(
         return SiteResult(parameters=after, weight=cases, cases_by_structure=known, metrics={"loss": loss})
 
     return train
+
+
+def compute_control_variates(
+    received: Mapping[str, Array],
+    trained: Mapping[str, Array],
+    correction: Mapping[str, Array],
+    *,
+    steps: int,
+    learning_rate: float,
+) -> Parameters:
+    """SCAFFOLD's option II for plain gradient descent: ``(x - y) / (K * rate) - (c - c_i)``."""
+    new = {}
+    for name, start in received.items():
+        change = (start.astype(np.float64) - trained[name]) / (steps * learning_rate)
+        new[name] = (change - correction[name]).astype(start.dtype)
+    return new
 
 
 def build_round(model: Parameters, settings: FederationSettings, *, round_number: int = 0) -> OpenRound:

@@ -45,8 +45,8 @@ class SiteResult:
         cases_by_structure: Structure -> number of those cases in which it is contoured.
         metrics: Figures by name: ``loss``, ``dice``, ``seconds``, ``steps`` or ``cases``, alone or as
             ``dice/Mandible``. Numbers only.
-        control_variates: SCAFFOLD: the site's new control variates, by name; see
-            `consilium.federation.strategies.scaffold.compute_control_variates`.
+        control_variates: SCAFFOLD: the site's new control variates, by name: the mean of the gradients
+            without ``task.correction``, which for plain gradient descent is the paper's option II.
         memory: Arrays that the training wants back in the next round, e.g. its optimiser's moments. They
             stay at the site.
     """

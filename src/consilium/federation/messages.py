@@ -88,11 +88,6 @@ class Update:
     header: UpdateHeader
     tensors: Tensors
 
-    @property
-    def digest_key(self) -> tuple[str, int, str]:
-        """Site, round and model it belongs to: what makes two updates duplicates."""
-        return self.header.site, self.header.round_number, self.header.base_digest
-
 
 def read_update(source: Path | bytes, *, max_bytes: int) -> Update:
     """Read the header of an update; no array is read.

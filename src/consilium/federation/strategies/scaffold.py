@@ -6,7 +6,6 @@ from typing import ClassVar, final
 import numpy as np
 
 from consilium.errors import ConfigurationError
-from consilium.federation.parameters import Parameters
 from consilium.federation.strategies.rule import Strategy
 from consilium.types import Array
 
@@ -40,34 +39,3 @@ def combine_control(control: Array, mean_change: Array, *, participating: int, e
     """The coordinator's next control variate: ``c + |S| / N * mean over S of (c_i_new - c_i)``."""
     new = control + (participating / enrolled) * mean_change.astype(np.float64)
     return new.astype(control.dtype)
-
-
-def compute_control_variates(
-    received: Mapping[str, Array],
-    trained: Mapping[str, Array],
-    correction: Mapping[str, Array],
-    *,
-    steps: int,
-    learning_rate: float,
-) -> Parameters:
-    """A site's new control variates, the paper's option II: ``(x - y) / (K * rate) - (c - c_i)``.
-
-    Args:
-        received: The model as received (x).
-        trained: The model after training (y).
-        correction: What was added to every gradient (c - c_i).
-        steps: Number of local steps (K), from 1.
-        learning_rate: Step size of plain gradient descent; with another optimiser this is an approximation.
-
-    Raises:
-        ConfigurationError: If ``steps`` or ``learning_rate`` is not above 0.
-    """
-    if steps < 1 or not learning_rate > 0:
-        raise ConfigurationError(
-            f"scaffold: steps and learning_rate must be above 0; found {steps}, {learning_rate}."
-        )
-    new = {}
-    for name, start in received.items():
-        change = (start.astype(np.float64) - trained[name]) / (steps * learning_rate)
-        new[name] = (change - correction[name]).astype(start.dtype)
-    return new
