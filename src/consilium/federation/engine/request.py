@@ -50,9 +50,13 @@ def read_key_digest(request: Path) -> str:
 
 def _read_request(request: Path) -> tuple[dict[str, object], list[str], str]:
     """What ``request.json`` says; the names and the key in the certificate request beside it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    except ImportError as missing:
+        raise ConfigurationError(
+            "approve: reading a request needs cryptography. pip install 'consilium[federation]'."
+        ) from missing
     fault = DataError(f"approve: {request.name} must be a request of consilium federation enrol; it is not.")
     try:
         with zipfile.ZipFile(request) as archive:
