@@ -14,7 +14,7 @@ import pytest
 from consilium.errors import FederationError
 from consilium.federation import durable
 from consilium.federation.desk import Desk
-from consilium.federation.durable import lock_folder
+from consilium.federation.durable import FolderLock
 from consilium.federation.journal import Journal
 from consilium.federation.parameters import compute_digest
 from consilium.federation.simulation import carry_in_memory, simulate
@@ -253,7 +253,7 @@ def test_a_journal_that_is_looked_at_is_left_as_it_is(tmp_path: Path) -> None:
     (journal / "audit.jsonl").write_bytes(whole[: -len(seal) // 2])
     (journal / ".model.part").touch()
     before = {path: path.read_bytes() for path in journal.iterdir()}
-    writer = lock_folder(journal, "journal")
+    writer = FolderLock(journal, "journal")
     seen = Journal(journal, write=False)
     assert seen.need_state().round_number == 4
     assert len(seen.audit.seals) == 3

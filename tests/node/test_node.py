@@ -330,7 +330,7 @@ def test_a_structure_set_whose_images_never_come_is_deleted_after_its_time(
 def test_what_waits_for_a_destination_that_is_gone_is_given_up_and_deleted_after_its_time(
     tmp_path: Path, pacs: Pacs
 ) -> None:
-    gone = Destination(ae_title="GONE", host=LOOPBACK, port=1)
+    gone = replace(pacs.destination, ae_title="GONE")
     chosen = replace(settings(tmp_path / "node", pacs), send=(gone,))
     with running(chosen) as node:
         send(series(tmp_path, "one"), node.port)

@@ -5,10 +5,11 @@ the folder.
 import errno
 import fcntl
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 from consilium.errors import FederationError
 
@@ -60,22 +61,33 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def lock_folder(folder: Path, what: str) -> TextIO:
-    """Keep a folder, made when absent, to this process until the file that is returned is closed.
+class FolderLock:
+    """A folder, made when absent, kept to one process: until `close`, or until nobody holds this any more.
+
+    Args:
+        folder: Gets a file ``lock``.
+        what: Says in the error what the folder is.
 
     Raises:
-        FederationError: If another process keeps it; ``what`` says what the folder is.
+        FederationError: If another process keeps it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as fault:
-        lock.close()
-        raise FederationError(
-            f"{what} {folder.name}: one process at a time may use it; another one does. End that one first."
-        ) from fault
-    return lock
+
+    def __init__(self, folder: Path, what: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._end = weakref.finalize(self, os.close, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            self.close()
+            raise FederationError(
+                f"{what} {folder.name}: one process at a time may use it; another one does. End that one "
+                "first."
+            ) from fault
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._end()
 
 
 def remove_leftovers(folder: Path) -> None:

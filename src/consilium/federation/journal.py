@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from consilium.errors import FederationError
 from consilium.federation.audit import AuditLog
-from consilium.federation.durable import lock_folder, remove_leftovers, write_durably
+from consilium.federation.durable import FolderLock, remove_leftovers, write_durably
 from consilium.federation.parameters import RunningDigest, Schema, compute_digest
 from consilium.federation.tensors import Tensors, write_tensors
 from consilium.types import Array
@@ -71,7 +71,7 @@ class Journal:
     def __init__(self, folder: Path, *, write: bool = True) -> None:
         self.folder = folder
         self._write = write
-        self._lock = lock_folder(folder, "journal") if write else None
+        self._lock = FolderLock(folder, "journal") if write else None
         with ExitStack() as where_it_fails:
             where_it_fails.callback(self.close)
             if write:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from consilium.errors import FederationError
-from consilium.federation.durable import lock_folder, remove_leftovers, replacing, sync_folder
+from consilium.federation.durable import FolderLock, remove_leftovers, replacing, sync_folder
 
 FINAL = "final.safetensors"
 """The last model, with the site's own local parameters."""
@@ -33,7 +33,7 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = lock_folder(folder, "site folder")
+        self._lock = FolderLock(folder, "site folder")
         remove_leftovers(folder)
 
     def read(self, name: str) -> bytes | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from consilium.errors import FederationError
-from consilium.federation.durable import lock_folder
+from consilium.federation.durable import FolderLock
 from consilium.federation.events import RoundEvent, Watch
 from consilium.federation.store import FINAL
 
@@ -47,7 +47,7 @@ def supervise_coordinator(
         FederationError: If another process runs the same folder, or this one ended without finishing, with
             its reason.
     """
-    lock_folder(folder / "journal", "journal").close()
+    FolderLock(folder / "journal", "journal").close()
     status, progress = folder / "status.json", folder / "progress.jsonl"
     status.unlink(missing_ok=True)
     read = progress.stat().st_size if progress.is_file() else 0
