@@ -42,7 +42,7 @@ class DeformableConfig:
     factors: tuple[int, ...] = (4, 2, 1)
     iterations: tuple[int, ...] = (60, 50, 30)
     rates_mm: tuple[float, ...] = (3.0, 1.2, 0.3)
-    smoothness: float = 0.1
+    smoothness: float = 0.03
     tether: float = 3e-4
     width: float = 1.3
     robust_grey: float = 1.5

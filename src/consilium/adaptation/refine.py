@@ -64,8 +64,8 @@ def refine(
     """Ask the network about every structure that both it and the planning contours know.
 
     A network for adaptation (``consilium train --adaptation``) gets the repeat CT, the warped planning CT and
-    the propagated contours. It is followed as far as helped on its validation patients; a structure in which
-    it was no help there is left out.
+    the propagated contours. It is followed as far as its validation patients allow; a structure in which it
+    made well carried contours worse there is left out.
 
     An ordinary contouring network gets the repeat CT alone; the mean of its logit and that of the propagated
     contour then decides, so that it moves a surface by as much as it is sure.
