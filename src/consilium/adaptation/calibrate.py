@@ -28,8 +28,8 @@ AMOUNTS_MM = (5.0, 10.0, 15.0)
 NOISE_HU = 12.0
 TOLERANCE_MM = 2.0
 TOLERATED = 0.02
-"""Surface Dice that a network may cost on smooth fields, where the registration alone is at home. What it gains
-is where anatomy changes as no smooth field does, which no single patient shows."""
+"""Surface Dice that a network may cost on smooth fields, where the registration alone is at home. What it
+gains is where anatomy changes as no smooth field does, which no single patient shows."""
 
 MOST_PATIENTS = 6
 FIELD_MM = 6.0
