@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks import adaptation_peers
 from benchmarks.equal_time_accuracy import openkbp
 from benchmarks.measure import report
-from consilium.adaptation.calibrate import AMOUNTS_MM, calibrate_run, deform_patient
+from consilium.adaptation.calibrate import AMOUNTS_MM, MOST_PATIENTS, calibrate_run, deform_patient
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
 from consilium.adaptation.refine import refine
@@ -51,6 +51,7 @@ from consilium.metrics.comparison import compare_masks
 from consilium.phantoms.pelvis import HOSPITALS, build_cohort
 from consilium.phantoms.repeat import build_repeat, choose_change
 from consilium.training.config import Budget, TrainingConfig
+from consilium.training.data import load_drawn
 from consilium.training.run_folder import open_run
 from consilium.training.start import train_dataset
 from consilium.types import FloatArray, Mask
@@ -95,7 +96,8 @@ def phantom_pair(number: int, amount_mm: float) -> Pair:
 def deformed_pair(name: str, image: Volume, masks: Mapping[str, Mask], amount_mm: float, seed: int) -> Pair:
     """A real case and itself, smoothly deformed: inside structures by up to ``amount_mm``."""
     pair = deform_patient(image, masks, amount_mm, np.random.default_rng([7, seed]))
-    return Pair(name, pair.planning, pair.repeat, pair.planning_masks, pair.masks, pair.truth.to_planning)
+    drawn = {structure: masks[structure] for structure in pair.shapes}
+    return Pair(name, pair.planning, pair.repeat, drawn, pair.masks, pair.truth.to_planning)
 
 
 def phantom_dataset(folder: Path, patients: int) -> Dataset:
@@ -138,8 +140,10 @@ def train_both(dataset: Dataset, folder: Path, budget: Budget) -> dict[str, Mode
         )
         print(f"{name}: {outcome.state.step} steps, validation Dice {outcome.best_dice:.3f}", flush=True)
         if adaptation:
-            others = open_run(folder / name).split.validation
-            print(f"followed: {calibrate_run(folder / name, dataset, others)}", flush=True)
+            run = open_run(folder / name)
+            ids = run.split.validation[:MOST_PATIENTS]
+            patients = load_drawn(dataset, ids, run.plan.structures)
+            print(f"followed: {calibrate_run(run.folder, patients, len(ids))}", flush=True)
         models[name] = load_model(folder / name)
     return models
 

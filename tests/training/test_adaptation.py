@@ -130,6 +130,9 @@ def test_a_network_is_followed_as_far_as_its_card_says(model: Model) -> None:
     half = found.probability["Bladder"]
     between = (half - whole) * (half - 1 / (1 + np.exp(-depth / 1.5)))
     assert (between <= 1e-5).all(), "a mean of two logits lies between them"
+    mute = replace(model, network=torch.nn.Identity())
+    nothing = refine(mute, case.image, case.image, still, shapes, strengths={"Bladder": 0.0})
+    assert not nothing.probability, "where nothing is followed, the network is not asked"
 
 
 @pytest.mark.parametrize(("spoilt", "expected"), [("network", 0.0), ("propagation", 1.0)])
@@ -156,7 +159,7 @@ def test_the_strength_is_what_patients_with_a_known_deformation_allow(
     monkeypatch.setattr("consilium.adaptation.refine.follow", follow_wrongly)
     monkeypatch.setattr("consilium.adaptation.calibrate.register", find_it)
     monkeypatch.setattr("consilium.adaptation.calibrate.deform_patient", deform_and_remember)
-    chosen = choose_strengths(model, [(case.image, masks)])
+    chosen = choose_strengths(model, [(case.image, masks)], 1)
     assert chosen["Bladder"] == expected
 
 
@@ -168,7 +171,8 @@ def test_a_known_deformation_moves_structures_by_its_amount() -> None:
     points = case.image.grid.affine.to_points(np.argwhere(union))
     moved = np.linalg.norm(pair.truth.to_planning(points) - points, axis=1)
     assert 5.0 < moved.max() < 9.0
-    for name, mask in pair.planning_masks.items():
+    assert set(pair.shapes) == set(pair.masks) == set(masks)
+    for name, mask in masks.items():
         expected = StructureShape.of(mask, case.image.grid)
         assert expected is not None
         assert dice(pair.masks[name], expected.carried(pair.truth, case.image.grid)) == 1.0

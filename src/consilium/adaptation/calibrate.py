@@ -1,9 +1,9 @@
 """How far a network for adaptation is to be followed: tried on patients who are deformed by a known field."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from scipy import ndimage
@@ -12,8 +12,6 @@ from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
 from consilium.adaptation.refine import refine
 from consilium.adaptation.register import register
-from consilium.cases.case import State
-from consilium.cases.dataset import Dataset
 from consilium.geometry.resample import resample
 from consilium.geometry.volume import Volume
 from consilium.inference.model import BEST, Model, load_model, read_model_file, save_model
@@ -38,6 +36,9 @@ FIELD_MM = 6.0
 FIELD_WIDTH = 5.0
 SEED = 20261125
 
+Patient: TypeAlias = tuple[Volume, Mapping[str, Mask]]
+"""Image in Hounsfield units, and structures as masks (Z, Y, X) on its grid."""
+
 
 @dataclass(frozen=True, eq=False)
 class KnownPair:
@@ -45,13 +46,14 @@ class KnownPair:
 
     Args:
         planning, repeat: The images, each with noise of its own.
-        planning_masks, masks: Structures of both days; empty ones are left out.
+        shapes: Structures of the planning day; empty ones are left out.
+        masks: The same structures on the repeat CT.
         truth: The deformation between them.
     """
 
     planning: Volume
     repeat: Volume
-    planning_masks: Mapping[str, Mask]
+    shapes: Mapping[str, StructureShape]
     masks: Mapping[str, Mask]
     truth: Deformation
 
@@ -79,12 +81,11 @@ def deform_patient(
     days = image.array.astype(np.float32), truth.warp(image, grid, fill=AIR).array
     noisy = [Volume((day + rng.normal(0, NOISE_HU, day.shape)).astype(np.float32), grid) for day in days]
     moved = {name: shape.carried(truth, grid) for name, shape in shapes.items()}
-    drawn = {name: masks[name] for name in shapes}
-    return KnownPair(noisy[0], noisy[1], drawn, moved, truth)
+    return KnownPair(noisy[0], noisy[1], shapes, moved, truth)
 
 
 def choose_strengths(
-    model: Model, patients: Iterable[tuple[Volume, Mapping[str, Mask]]], *, progress: Progress = no_progress
+    model: Model, patients: Iterable[Patient], count: int, *, progress: Progress = no_progress
 ) -> dict[str, float]:
     """Per structure the largest strength that costs at most `TOLERATED` of the mean surface Dice at 2 mm.
 
@@ -93,7 +94,8 @@ def choose_strengths(
 
     Args:
         model: A network for adaptation.
-        patients: Image and masks of patients who did not train it.
+        patients: Image and masks of patients who did not train it, each with a voxel in some structure.
+        count: How many patients there are at most, for the progress.
         progress: Told after each patient.
     """
     found: dict[str, list[list[float]]] = {name: [] for name in model.structures}
@@ -102,7 +104,7 @@ def choose_strengths(
         pair = deform_patient(image, masks, AMOUNTS_MM[number % len(AMOUNTS_MM)], rng)
         for name, scores in _try_strengths(model, pair):
             found[name].append(scores)
-        progress("how far to follow the network (patients)", number + 1, MOST_PATIENTS)
+        progress("how far to follow the network (patients)", number + 1, count)
     return {
         name: _largest_allowed(np.mean(scores, axis=0).tolist()) if scores else CHOICES[0]
         for name, scores in found.items()
@@ -116,53 +118,36 @@ def _largest_allowed(scores: Sequence[float]) -> float:
 
 
 def calibrate_run(
-    folder: Path, dataset: Dataset, case_ids: Iterable[str], *, progress: Progress = no_progress
+    folder: Path, patients: Iterable[Patient], count: int, *, progress: Progress = no_progress
 ) -> dict[str, float]:
     """Choose the strengths of a run's network for adaptation and write them into the card of its weights.
 
     Args:
         folder: Of the run, which has ended.
-        dataset: That it was trained on.
-        case_ids: Of its validation patients; the first `MOST_PATIENTS` are tried.
-        progress: Told after each patient.
+        patients, count, progress: See `choose_strengths`; of the run's validation patients, `MOST_PATIENTS`
+            are enough.
 
     Returns:
         See `choose_strengths`.
     """
-    model = load_model(folder)
-    patients = (_load(dataset, case_id, model) for case_id in itertools.islice(case_ids, MOST_PATIENTS))
-    strengths = choose_strengths(model, (p for p in patients if p[1]), progress=progress)
+    strengths = choose_strengths(load_model(folder), patients, count, progress=progress)
     description, weights, _ = read_model_file(folder / BEST)
     card = {**description.card, CARD_ENTRY: strengths}
     save_model(folder / BEST, replace(description, card=card), weights)
     return strengths
 
 
-def _load(dataset: Dataset, case_id: str, model: Model) -> tuple[Volume, dict[str, Mask]]:
-    case, masks = dataset.case(case_id), {}
-    for name in model.structures:
-        annotation = case.annotation(name)
-        if annotation is not None and annotation.state is State.CONTOURED and annotation.voxels:
-            masks[name] = dataset.load_mask(case, name, annotation.reader)
-    return dataset.load_image(case), masks
-
-
 def _try_strengths(model: Model, pair: KnownPair) -> Iterator[tuple[str, list[float]]]:
     """Each structure with its surface Dice for every one of `CHOICES`."""
     grid = pair.repeat.grid
     deformation = register(pair.planning, pair.repeat).deformation
-    shapes = {
-        name: shape
-        for name, mask in pair.planning_masks.items()
-        if (shape := StructureShape.of(mask, grid)) is not None
-    }
-    carried = {name: shape.carried(deformation, grid) for name, shape in shapes.items()}
+    carried = {name: shape.carried(deformation, grid) for name, shape in pair.shapes.items()}
     ways: list[Mapping[str, Mask]] = []
     for strength in CHOICES:
         every = dict.fromkeys(model.structures, strength)
-        found = refine(model, pair.repeat, pair.planning, deformation, shapes, strengths=every)
+        found = refine(model, pair.repeat, pair.planning, deformation, pair.shapes, strengths=every)
         ways.append({name: found.mask(name, carried[name], grid) for name in found.probability} or carried)
-    for name in shapes:
+    for name in pair.shapes:
         figures = [
             compare_masks(pair.masks[name], way[name], grid.spacing_zyx_mm, tolerance_mm=TOLERANCE_MM)
             for way in ways

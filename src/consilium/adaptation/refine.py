@@ -96,19 +96,14 @@ def refine(
                 "model: how far a network for adaptation is to be followed must be known; its training has "
                 "not ended. End it with consilium train --resume."
             )
-        warped = deformation.warp(planning, prepared.grid, fill=AIR).array
-        shape = (len(model.structures), *prepared.grid.shape_zyx)
-        depth = np.full(shape, -PRIOR_REACH_MM, dtype=np.float32)
-        for s, name in enumerate(model.structures):
-            if name in shapes:
-                depth[s] = shapes[name].depth_carried(deformation, prepared.grid)
-        prior = Prior(image=warped, depth_mm=depth)
-        found = probabilities_of_image(model, prepared.array, prior, progress=progress)
-        probability = {
-            name: follow(found[s], depth[s], followed[name])
-            for s, name in enumerate(model.structures)
-            if name in shapes and followed.get(name)
-        }
+        asked = {s: name for s, name in enumerate(model.structures) if name in shapes and followed.get(name)}
+        probability = {}
+        if asked:
+            prior = _prior(model, planning, deformation, shapes, prepared.grid)
+            found = probabilities_of_image(model, prepared.array, prior, progress=progress)
+            probability = {
+                name: follow(found[s], prior.depth_mm[s], followed[name]) for s, name in asked.items()
+            }
     else:
         found = probabilities_of_image(model, prepared.array, progress=progress)
         probability = {
@@ -122,6 +117,21 @@ def refine(
         source="refined" if model.description.takes_prior else "fused",
         largest_component=frozenset(model.description.largest_component),
     )
+
+
+def _prior(
+    model: Model,
+    planning: Volume,
+    deformation: Deformation,
+    shapes: Mapping[str, StructureShape],
+    grid: Grid,
+) -> Prior:
+    """The planning day as the registration laid it on the network's grid."""
+    depth = np.full((len(model.structures), *grid.shape_zyx), -PRIOR_REACH_MM, dtype=np.float32)
+    for s, name in enumerate(model.structures):
+        if name in shapes:
+            depth[s] = shapes[name].depth_carried(deformation, grid)
+    return Prior(image=deformation.warp(planning, grid, fill=AIR).array, depth_mm=depth)
 
 
 def _fused(

@@ -9,7 +9,7 @@ import typer
 from consilium.cases.files import write_atomically
 from consilium.cli.console import console
 from consilium.errors import ConfigurationError
-from consilium.inference.model import BEST, MODEL_SUFFIX, load_model, read_model_file, save_model
+from consilium.inference.model import BEST, MODEL_SUFFIX, build_model, read_model_file, save_model
 from consilium.inference.onnx_graph import build_onnx
 from consilium.inference.openvino import save_openvino
 
@@ -35,13 +35,12 @@ def convert(
     """
     if out.suffix not in KINDS:
         raise ConfigurationError(f"convert: the ending must be one of {', '.join(KINDS)}; got {out.name!r}.")
-    source = model / BEST if model.is_dir() else model
-    description, weights, digest = read_model_file(source)
+    description, weights, digest = read_model_file(model / BEST if model.is_dir() else model)
     arrays = {name: value.numpy() for name, value in weights.items()}
     if out.suffix == ".onnx":
         write_atomically(out, build_onnx(description, arrays))
     elif out.suffix == OPENVINO:
-        save_openvino(load_model(source, device=torch.device("cpu")), out)
+        save_openvino(build_model(description, weights, device=torch.device("cpu"), digest=digest), out)
     elif out.suffix == MODEL_SUFFIX:
         save_model(out, description, weights)
     else:

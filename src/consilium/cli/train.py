@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consilium.adaptation.calibrate import calibrate_run
+from consilium.adaptation.calibrate import MOST_PATIENTS, calibrate_run
 from consilium.cases.dataset import Dataset, open_dataset
 from consilium.cases.files import write_atomically
 from consilium.cli import cascades
@@ -18,6 +18,7 @@ from consilium.pages.pictures import draw_curves
 from consilium.tensorflow.installed import check_installed
 from consilium.training.cascade_run import is_cascade_run
 from consilium.training.config import Budget, TrainingConfig
+from consilium.training.data import load_drawn
 from consilium.training.framework import TORCH_RUNS, TrainingFramework
 from consilium.training.loop import train as run_training
 from consilium.training.run_folder import CONFIG, CURVES, Run, open_run
@@ -135,7 +136,9 @@ def _train(frame: TrainingFramework, opened: Dataset, chosen: Run) -> int:
             framework=frame,
         )
         if outcome.finished and workers.leads and chosen.plan.takes_prior:
-            strengths = calibrate_run(chosen.folder, opened, chosen.split.validation, progress=progress)
+            ids = chosen.split.validation[:MOST_PATIENTS]
+            patients = load_drawn(opened, ids, chosen.plan.structures, chosen.config.reader)
+            strengths = calibrate_run(chosen.folder, patients, len(ids), progress=progress)
     leave_workers()
     if not outcome.finished:
         console.print(

@@ -16,6 +16,7 @@ from consilium.federation.federation_file import read_site_file
 from consilium.federation.local import LocalTask, SiteResult
 from consilium.federation.parameters import Parameters
 from consilium.federation.settings import FederationSettings, SiteEnrolment
+from consilium.federation.site import fit_rows
 from consilium.hospital.agreement import Agreement, head_map, read_agreement
 from consilium.hospital.gradients import GradientRule
 from consilium.hospital.sketching import check_plan, known_structures, load_sketches
@@ -198,11 +199,8 @@ class Hospital:
         fitted = {}
         for key, value in memory.items():
             wanted = shapes.get(key.partition("/")[2], value.shape)
-            if value.ndim and value.shape != wanted and value.shape[1:] == wanted[1:]:
-                grown = np.zeros(wanted, value.dtype)
-                grown[: len(value)] = value
-                value = grown
-            fitted[key] = value
+            grows = value.ndim and value.shape[1:] == wanted[1:]
+            fitted[key] = fit_rows(value, np.zeros(wanted, value.dtype)) if grows else value
         return fitted
 
 

@@ -1,6 +1,6 @@
 """Cases as the loop reads them: on the network's grid, structures packed as bits, kept in the cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,6 +79,17 @@ def load_reference(dataset: Dataset, case: Case, structure: str, reader: str | N
     """The mask that predictions are compared with; all False if the structure is absent, None if unknown."""
     annotation = usable_annotation(case, structure, reader)
     return None if annotation is None else dataset.load_mask(case, structure, annotation.reader)
+
+
+def load_drawn(
+    dataset: Dataset, case_ids: Sequence[str], structures: Sequence[str], reader: str | None = None
+) -> Iterator[tuple[Volume, dict[str, Mask]]]:
+    """Image and the masks that hold a voxel, case by case; cases without such a mask are left out."""
+    for case in map(dataset.case, case_ids):
+        found = {name: load_reference(dataset, case, name, reader) for name in structures}
+        masks = {name: mask for name, mask in found.items() if mask is not None and mask.any()}
+        if masks:
+            yield dataset.load_image(case), masks
 
 
 def prepare_cases(
