@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage
+from pynetdicom.transport import AssociationSocket
 
 from consilium.errors import ConfigurationError
 from consilium.geometry.affine import Affine
@@ -26,7 +28,18 @@ from consilium.node.service import Node
 from consilium.node.settings import Destination, NodeSettings, Receive, Sender
 from consilium.phantoms.dicom import SeriesIdentity, write_series
 
+
+
+def close_socket(association: AssociationSocket) -> None:
+    """The library's own leaves a socket open whose peer is gone, for there shutting it down raises."""
+    if association.socket is not None:
+        with contextlib.suppress(OSError):
+            association.socket.shutdown(socket.SHUT_RDWR)
+        association.socket.close()
+
+
 silence_network_logs()
+AssociationSocket._shutdown_socket = close_socket
 SENDER, NODE, PACS = "SCANNER", "CONSILIUM", "PACS"
 LOOPBACK = "127.0.0.1"
 

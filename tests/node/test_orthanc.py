@@ -212,7 +212,6 @@ def test_dcmtk_speaks_with_the_node(tmp_path: Path, orthanc: Orthanc) -> None:
         assert node.queue.table("SELECT count(*) AS n FROM refusals WHERE sender = 'DCMTK'") == [{"n": 1}]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its socket stays open
 def test_a_destination_is_asked_whether_it_answers(orthanc: Orthanc) -> None:
     echo(orthanc.destination, ae_title=NODE)
     echo(Destination(url=orthanc.web), ae_title=NODE)
