@@ -229,12 +229,7 @@ def _row(pair: Pair, deformation: Deformation, body: Mask, took: float) -> tuple
 
 
 def peers(*, bspline: bool) -> dict[str, Peer]:
-    """SimpleITK's, where it is installed."""
-    try:
-        import SimpleITK  # noqa: F401
-    except ImportError:
-        print("SimpleITK is not installed and left out; see requirements-peers/adaptation.txt")
-        return {}
+    """SimpleITK's registrations in their usual settings."""
     found: dict[str, Peer] = {"simpleitk-demons": adaptation_peers.demons}
     return found | ({"simpleitk-bspline": adaptation_peers.bspline} if bspline else {})
 

@@ -1,6 +1,7 @@
 """SimpleITK's deformable registrations on the images that consilium sees, for `benchmarks.adaptation`."""
 
 import numpy as np
+import SimpleITK as itk
 
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.images import PreparedImage
@@ -15,8 +16,6 @@ ITERATIONS = (60, 50, 30)
 
 def bspline(planning: PreparedImage, repeat: PreparedImage, rigid: FloatArray) -> Deformation:
     """Cubic B-splines, mean squares, LBFGS, three levels."""
-    import SimpleITK as itk
-
     fixed, moving = _image(repeat.grey, repeat), _image(planning.grey, repeat)
     extent = [s * n for s, n in zip(fixed.GetSpacing(), fixed.GetSize(), strict=True)]
     mesh = [max(1, round(length / BSPLINE_KNOTS_MM)) for length in extent]
@@ -44,8 +43,6 @@ def bspline(planning: PreparedImage, repeat: PreparedImage, rigid: FloatArray) -
 
 def demons(planning: PreparedImage, repeat: PreparedImage, rigid: FloatArray) -> Deformation:
     """Diffeomorphic demons, three levels, the field smoothed by 1.5 voxels."""
-    import SimpleITK as itk
-
     fixed, moving = _image(repeat.grey, repeat), _image(planning.grey, repeat)
     field = None
     for factor, iterations in zip((4, 2, 1), ITERATIONS, strict=True):
@@ -66,8 +63,6 @@ def demons(planning: PreparedImage, repeat: PreparedImage, rigid: FloatArray) ->
 
 
 def _image(array: Array, prepared: PreparedImage):
-    import SimpleITK as itk
-
     image = itk.GetImageFromArray(np.ascontiguousarray(array))
     image.SetSpacing(tuple(reversed(prepared.grid.spacing_zyx_mm)))
     return image

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as itk
 
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.propagate import StructureShape
@@ -142,7 +143,6 @@ def test_the_file_holds_the_field_in_ras_for_an_independent_reader(tmp_path: Pat
 
 
 def test_itk_reads_the_file_as_a_displacement_field(tmp_path: Path) -> None:
-    itk = pytest.importorskip("SimpleITK")
     deformation = stretched()
     path = tmp_path / "deformation.nii.gz"
     write_displacements(path, deformation.total_displacement_mm(), deformation.grid)

@@ -8,6 +8,7 @@ from consilium.adaptation.register import register
 from consilium.adaptation.rigid import register_rigid
 from consilium.errors import DataError
 from consilium.geometry.affine import Affine
+from consilium.geometry.crop import Box
 from consilium.geometry.volume import Grid, Volume
 from consilium.phantoms.dicom import moved
 from tests.adaptation.pairs import field_errors_mm, pair, planning_masks, propagated_dice, registered
@@ -31,6 +32,37 @@ def test_a_changed_pelvis_is_found_again() -> None:
     start = _rigid_only_dice(patient, repeat, found)
     assert np.mean(list(scores.values())) > np.mean(list(start.values())) + 0.02
     assert np.median(field_errors_mm(repeat, found)) < 2
+
+
+def test_where_the_planning_ct_ends_nothing_is_torn() -> None:
+    """A planning CT of the lower half only: there the field is as with the whole, beyond it calm."""
+    patient, repeat = pair(10)
+    half = patient.image.grid.shape_zyx[0] // 2
+    lower = Volume(patient.image.array[:half], patient.image.grid.cropped(_slices(patient.image.grid, half)))
+    found = register(lower, repeat.image)
+    points = found.deformation.grid.affine.to_points(np.argwhere(found.repeat.body & found.planning.seen))
+    errors = np.linalg.norm(found.deformation.to_planning(points) - repeat.change.to_planning(points), axis=1)
+    assert np.median(errors) < 2.5
+    unseen = found.deformation.displacement_lps_mm[:, ~found.planning.seen & found.repeat.body]
+    assert unseen.size
+    assert np.linalg.norm(unseen, axis=0).max() < 15
+    assert found.deformation.jacobian.min() > 0
+
+
+def _slices(grid: Grid, stop: int) -> Box:
+    return Box((0, 0, 0), (stop, *grid.shape_zyx[1:]))
+
+
+def test_what_the_progress_raises_ends_the_registration() -> None:
+    patient, repeat = pair(10)
+
+    def interrupted(task: str, done: int, total: int) -> None:
+        if task == "deformable registration":
+            assert 0 <= done <= total
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        register(patient.image, repeat.image, progress=interrupted)
 
 
 def _rigid_only_dice(patient, repeat, found):  # type: ignore[no-untyped-def]

@@ -29,7 +29,6 @@ from consilium.node.settings import Destination, NodeSettings, Receive, Sender
 from consilium.phantoms.dicom import SeriesIdentity, write_series
 
 
-
 def close_socket(association: AssociationSocket) -> None:
     """The library's own leaves a socket open whose peer is gone, for there shutting it down raises."""
     if association.socket is not None:

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from consilium.adaptation.deformable import DeformableConfig, register_deformable
+from consilium.adaptation.deformable import register_deformable
 from consilium.adaptation.deformation import Deformation
 from consilium.adaptation.images import PreparedImage, prepare, registration_grid
 from consilium.adaptation.rigid import carried_back, register_rigid
@@ -27,13 +25,7 @@ class Registration:
     repeat: PreparedImage
 
 
-def register(
-    planning: Volume,
-    repeat: Volume,
-    config: DeformableConfig | None = None,
-    *,
-    progress: Progress = no_progress,
-) -> Registration:
+def register(planning: Volume, repeat: Volume, *, progress: Progress = no_progress) -> Registration:
     """Find where each point of the repeat CT lay in the planning CT.
 
     Both may have grids, orientations and frames of reference of their own.
@@ -41,7 +33,6 @@ def register(
     Args:
         planning: In Hounsfield units.
         repeat: In Hounsfield units.
-        config: Of the deformable part.
         progress: Told after each step.
 
     Raises:
@@ -52,7 +43,5 @@ def register(
     own = registration_grid(planning)
     rigid = register_rigid(prepare(planning, own), fixed, progress=progress)
     moving = prepare(Volume(planning.array, carried_back(planning.grid, rigid)), grid)
-    voxels = register_deformable(moving, fixed, config, progress=progress)
-    linear = grid.affine.matrix[:3, :3]
-    displacement = np.einsum("ka,azyx->kzyx", linear, voxels).astype(np.float32)
+    displacement = register_deformable(moving, fixed, progress=progress)
     return Registration(deformation=Deformation(displacement, grid, rigid), planning=moving, repeat=fixed)
