@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from consilium.adaptation.images import find_body_mask, prepare, registration_grid
+from consilium.adaptation.deformable import register_deformable
+from consilium.adaptation.images import PreparedImage, find_body_mask, prepare, registration_grid
 from consilium.adaptation.register import register
 from consilium.adaptation.rigid import register_rigid
 from consilium.errors import DataError
@@ -51,6 +52,25 @@ def test_where_the_planning_ct_ends_nothing_is_torn() -> None:
 
 def _slices(grid: Grid, stop: int) -> Box:
     return Box((0, 0, 0), (stop, *grid.shape_zyx[1:]))
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 5, 9])
+def test_a_few_slices_are_registered_too(slices: int) -> None:
+    """A disc that moved by 6 mm: images that are shorter than the filters of the library need."""
+    grid = Grid((slices, 48, 48), Affine.from_spacing((3.0, 3.0, 3.0)))
+    planning, repeat = (_disc(grid, middle) for middle in (24.0, 22.0))
+    displacement = register_deformable(planning, repeat)
+    assert displacement.shape == (3, *grid.shape_zyx)
+    edge = displacement[:, slices // 2, 24, 22 - 9]
+    np.testing.assert_allclose(edge, (6, 0, 0), atol=1.5)
+
+
+def _disc(grid: Grid, middle: float) -> PreparedImage:
+    _, y, x = np.indices(grid.shape_zyx)
+    distance = np.hypot(y - 24, x - middle)
+    everywhere = np.ones(grid.shape_zyx, dtype=np.bool_)
+    grey = np.clip(2 * (10 - distance), -2, 2).astype(np.float32)
+    return PreparedImage(grey, everywhere, everywhere, ~everywhere, grid)
 
 
 def test_what_the_progress_raises_ends_the_registration() -> None:
