@@ -16,8 +16,9 @@ from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
 from consilium.inference.memory import predict_training_bytes
 from consilium.training.config import TrainingConfig
+from consilium.training.facts import Facts
 from consilium.training.plan import Plan
-from consilium.training.planning import make_plan, measure_step_s
+from consilium.training.planning import decide_plan, make_plan, measure_step_s
 from tests.cases.drafts import ball_mask
 from tests.training.small_dataset import small_case, small_config, small_dataset
 
@@ -161,6 +162,21 @@ def test_a_step_is_measured(dataset: Dataset) -> None:
     config = small_config()
     plan = make_plan(dataset, config, memory_bytes=GIB, device=CPU)
     assert 0 < measure_step_s(plan, config, CPU, repeats=1) < 10
+
+
+def test_thick_slices_get_patches_that_are_small_in_the_plane() -> None:
+    facts = Facts(
+        structures=("Bladder",),
+        is_ct=True,
+        grids=[Grid((60, 512, 512), Affine.from_spacing((5.0, 0.7, 0.7)))],
+        kept_zyx=np.ones(3),
+        volumes_mm3={"Bladder": [5000.0]},
+    )
+    config = TrainingConfig(mode="patch", crop="none")
+    plan = decide_plan(facts, config, memory_bytes=16 << 30, device=torch.device("cpu"), bf16=False)
+    assert plan.patch_zyx is not None
+    assert plan.patch_zyx[0] == 16
+    assert all(n % step == 0 for n, step in zip(plan.patch_zyx, plan.network.total_stride, strict=True))
 
 
 def test_whole_volumes_begin_with_crops_where_they_are_much_larger(tmp_path: Path, dataset: Dataset) -> None:

@@ -304,9 +304,10 @@ def _largest_patch(network: NetworkConfig, typical: Shape, usable: int, most_vox
         predict_training_bytes(network, (shape[0], shape[1], shape[2])) > usable
         or math.prod(shape) > most_voxels
     ):
-        axis = max(range(3), key=lambda a: shape[a] / step[a] if shape[a] > step[a] else 0)
-        if shape[axis] <= max(step[axis], SMALLEST_PATCH):
+        shrinkable = [a for a in range(3) if shape[a] > max(step[a], SMALLEST_PATCH)]
+        if not shrinkable:
             return None
+        axis = max(shrinkable, key=lambda a: shape[a] / step[a])
         shape[axis] -= step[axis]
     return shape[0], shape[1], shape[2]
 
