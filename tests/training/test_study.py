@@ -8,12 +8,12 @@ import pytest
 from consilium.cases.dataset import Dataset
 from consilium.cli.learning_curve import answer
 from consilium.cli.study import study
-from consilium.errors import ConfigurationError
+from consilium.errors import ConfigurationError, RunError
 from consilium.training.config import Budget
 from consilium.training.learning_curve import Point, fit_curve, run_learning_curve
 from consilium.training.run_folder import open_run
 from consilium.training.study import ARMS, StudyConfig, run_place, run_study, summarise_arm
-from tests.training.small_dataset import small_config, small_dataset
+from tests.training.small_dataset import small_case, small_config, small_dataset
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,17 @@ def test_the_learning_curve_grows_by_patients_and_validates_on_the_same(
     assert set(runs[0].split.training) < set(runs[1].split.training) < set(runs[2].split.training)
     again = run_learning_curve(dataset, tmp_path, config, Budget(steps=1), seeds=(0,))
     assert again == points
+    with pytest.raises(RunError, match="other settings"):
+        run_learning_curve(dataset, tmp_path, config, Budget(steps=2), seeds=(0,))
+
+
+def test_a_study_does_not_go_on_with_other_patients(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path / "dataset", cases=3)
+    config = StudyConfig(base=small_config(), budget=Budget(steps=1), arms=ARMS[:1], seeds=(0,))
+    run_study(dataset, tmp_path / "study", config)
+    dataset.add(small_case(7))
+    with pytest.raises(RunError, match="the same cases"):
+        run_study(dataset, tmp_path / "study", config)
 
 
 def test_a_power_law_is_found_again(rng: np.random.Generator) -> None:

@@ -16,7 +16,7 @@ from consilium.inference.model import load_model
 from consilium.metrics.intervals import percentile_ends
 from consilium.training.config import Budget, TrainingConfig
 from consilium.training.run_folder import Run
-from consilium.training.start import prepare_run, split_labelled
+from consilium.training.start import open_same_run, prepare_run, split_labelled
 from consilium.training.study import train_once
 from consilium.training.validation import compute_dice
 from consilium.types import FloatArray, Progress, no_progress
@@ -81,6 +81,7 @@ def run_learning_curve(
     Raises:
         DatasetError: Fewer than four training patients.
         ConfigurationError: No seed.
+        RunError: ``folder`` holds runs of other settings, or on other cases.
     """
     if not seeds:
         raise ConfigurationError("learning curve: at least one seed must be given.")
@@ -102,12 +103,14 @@ def run_learning_curve(
                 structures=split.structures,
             )
             place = folder / "runs" / f"patients{count}-seed{seed}"
+            wanted = replace(config, seed=seed)
+            open_same_run(place, wanted, budget, split=part)
             point = _load_point(place)
             if point is None:
                 run = train_once(
                     dataset,
                     place,
-                    replace(config, seed=seed),
+                    wanted,
                     budget,
                     split=part,
                     progress=progress,

@@ -65,6 +65,33 @@ def start_run(
     return create_run(folder, config, plan, split, budget)
 
 
+def open_same_run(
+    folder: Path, config: TrainingConfig, budget: Budget, *, split: Split | None = None
+) -> Run | None:
+    """The run that ``folder`` holds, to go on with; None where it holds none.
+
+    Args:
+        folder: Of the run.
+        config: What it must have been started with.
+        budget: Likewise.
+        split: Likewise; None: any.
+
+    Raises:
+        RunError: ``folder`` holds a run of other settings, or on other cases.
+    """
+    if not (folder / CONFIG).exists():
+        return None
+    run = open_run(folder)
+    if (run.config, run.budget) != (config, budget):
+        raise RunError(f"{folder.name}: holds a run of other settings. Name another folder.")
+    if split is not None and run.split != split:
+        raise RunError(
+            f"{folder.name}: must hold a run on the same cases; the dataset has changed since. Name another "
+            "folder."
+        )
+    return run
+
+
 def split_labelled(
     dataset: Dataset, config: TrainingConfig, *, validation_fraction: float = VALIDATION_FRACTION
 ) -> Split:
@@ -118,11 +145,8 @@ def train_dataset(
     Raises:
         RunError: ``folder`` holds a run of other settings.
     """
-    if (folder / CONFIG).exists():
-        run = open_run(folder)
-        if (run.config, run.budget) != (config, budget):
-            raise RunError(f"{folder.name}: holds a run of other settings. Name another folder.")
-    else:
+    run = open_same_run(folder, config, budget)
+    if run is None:
         run = start_run(dataset, folder, config, budget, progress=progress)
     parts = prepare_run(dataset, run, progress=progress)
     return train(run, parts.training, parts.validation, progress=progress, on_validation=on_validation)

@@ -20,8 +20,8 @@ from consilium.training.checkpoint import LAST
 from consilium.training.config import Budget, TrainingConfig
 from consilium.training.loop import train
 from consilium.training.planning import make_plan
-from consilium.training.run_folder import CONFIG, Run, create_run, open_run
-from consilium.training.start import prepare_run, split_labelled
+from consilium.training.run_folder import Run, create_run
+from consilium.training.start import open_same_run, prepare_run, split_labelled
 from consilium.training.validation import compute_dice
 from consilium.types import Progress, no_progress
 
@@ -123,15 +123,19 @@ def run_study(
 
     Returns:
         The results that are there; fewer than arms times seeds only if ``should_stop`` ended the study.
+
+    Raises:
+        RunError: ``folder`` holds runs of other settings, or on other cases.
     """
     split = split_labelled(dataset, config.base)
     results: list[ArmResult] = []
     for seed in config.seeds:
         for arm in config.arms:
             place = run_place(folder, arm.name, seed)
+            wanted = replace(config.base, **arm.changes, seed=seed)
+            open_same_run(place, wanted, config.budget, split=split)
             result = _load_result(place)
             if result is None:
-                wanted = replace(config.base, **arm.changes, seed=seed)
                 run = train_once(
                     dataset,
                     place,
@@ -165,10 +169,13 @@ def train_once(
     progress: Progress = no_progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Run | None:
-    """Train one run of a larger work, or go on with it; None if it was stopped before the end."""
-    if (place / CONFIG).exists():
-        run = open_run(place)
-    else:
+    """Train one run of a larger work, or go on with it; None if it was stopped before the end.
+
+    Raises:
+        RunError: ``place`` holds a run of other settings, or on other cases.
+    """
+    run = open_same_run(place, config, budget, split=split)
+    if run is None:
         device = choose_device()
         plan = make_plan(
             dataset,
