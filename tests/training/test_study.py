@@ -68,6 +68,17 @@ def test_the_learning_curve_grows_by_patients_and_validates_on_the_same(
         run_learning_curve(dataset, tmp_path, config, Budget(steps=2), seeds=(0,))
 
 
+def test_a_structure_without_a_validation_patient_has_no_learning_curve(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path / "dataset", cases=1)
+    for number in range(1, 6):
+        dataset.add(small_case(number, known=("Bladder", "Rectum") if number == 2 else ("Bladder",)))
+    points = run_learning_curve(dataset, tmp_path / "curve", small_config(), Budget(steps=1), seeds=(0, 1))
+    assert {tuple(point.dice) for point in points} == {("Bladder",)}
+    asked = small_config(structures=("Bladder", "Rectum"))
+    with pytest.raises(ConfigurationError, match=r"\['Rectum'\] are not"):
+        run_learning_curve(dataset, tmp_path / "asked", asked, Budget(steps=1))
+
+
 def test_a_study_does_not_go_on_with_other_patients(tmp_path: Path) -> None:
     dataset = small_dataset(tmp_path / "dataset", cases=3)
     config = StudyConfig(base=small_config(), budget=Budget(steps=1), arms=ARMS[:1], seeds=(0,))

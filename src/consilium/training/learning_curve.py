@@ -15,6 +15,7 @@ from consilium.errors import ConfigurationError, DatasetError
 from consilium.inference.model import load_model
 from consilium.metrics.intervals import percentile_ends
 from consilium.training.config import Budget, TrainingConfig
+from consilium.training.facts import choose_structures
 from consilium.training.run_folder import Run
 from consilium.training.start import open_same_run, prepare_run, split_labelled
 from consilium.training.study import train_once
@@ -80,12 +81,13 @@ def run_learning_curve(
 
     Raises:
         DatasetError: Fewer than four training patients.
-        ConfigurationError: No seed.
+        ConfigurationError: No seed, or a structure that no validation patient has.
         RunError: ``folder`` holds runs of other settings, or on other cases.
     """
     if not seeds:
         raise ConfigurationError("learning curve: at least one seed must be given.")
     split = split_labelled(dataset, config)
+    config = replace(config, structures=_validated_structures(dataset, split, config))
     patients = {case_id: dataset.case(case_id).patient_id for case_id in split.training}
     names = sorted(set(patients.values()))
     if len(names) < 4:
@@ -153,6 +155,19 @@ def _fit(x: FloatArray, y: FloatArray) -> FloatArray:
     start = np.clip(start, np.array(bounds[0]) + 1e-6, np.array(bounds[1]) - 1e-6)
     solution = least_squares(lambda p: _curve(p, x) - y, start, bounds=bounds)
     return np.asarray(solution.x)
+
+
+def _validated_structures(dataset: Dataset, split: Split, config: TrainingConfig) -> tuple[str, ...]:
+    """The same for every part of the patients: those asked for, or all that a validation case contours."""
+    cases = [dataset.case(case_id) for case_id in split.validation]
+    found = choose_structures(cases, replace(config, structures=()))
+    missing = [name for name in config.structures if name not in found]
+    if missing:
+        raise ConfigurationError(
+            f"learning curve: every structure must be contoured in a validation patient, whose Dice is the "
+            f"curve; {missing} are not. Leave them out, or contour more patients."
+        )
+    return config.structures or found
 
 
 def _conclude(dataset: Dataset, run: Run, patients: int) -> Point:
