@@ -12,7 +12,14 @@ from consilium.errors import ConfigurationError, RunError
 from consilium.training.config import Budget
 from consilium.training.learning_curve import Point, fit_curve, run_learning_curve
 from consilium.training.run_folder import open_run
-from consilium.training.study import ARMS, StudyConfig, run_place, run_study, summarise_arm
+from consilium.training.study import (
+    ARMS,
+    StudyConfig,
+    run_place,
+    run_study,
+    spread_over_seeds,
+    summarise_arm,
+)
 from tests.training.small_dataset import small_case, small_config, small_dataset
 
 
@@ -77,6 +84,18 @@ def test_a_structure_without_a_validation_patient_has_no_learning_curve(tmp_path
     asked = small_config(structures=("Bladder", "Rectum"))
     with pytest.raises(ConfigurationError, match=r"\['Rectum'\] are not"):
         run_learning_curve(dataset, tmp_path / "asked", asked, Budget(steps=1))
+
+
+def test_a_study_that_could_measure_nothing_says_so(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path / "dataset", cases=1)
+    dataset.add(small_case(1, known=("Bladder",), absent="Bladder"))
+    config = StudyConfig(
+        base=small_config(structures=("Bladder",), seed=2), budget=Budget(steps=1), arms=ARMS[:1], seeds=(0,)
+    )
+    results = run_study(dataset, tmp_path / "study", config)
+    assert [result.mean_dice for result in results] == [None]
+    assert np.isnan(spread_over_seeds(results, ARMS[0].name)).all()
+    assert run_study(dataset, tmp_path / "study", config) == results
 
 
 def test_a_study_does_not_go_on_with_other_patients(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class ArmResult:
         arm: Name.
         seed: Of the training.
         dice: Validation case -> structure -> Dice; None where nothing could be measured.
-        mean_dice: Mean over structures of the mean over cases.
+        mean_dice: Mean over structures of the mean over cases; None where nothing could be measured.
         log: The run's validations.
         steps: Steps done.
         step_s: Seconds per step, validation apart.
@@ -102,7 +102,7 @@ class ArmResult:
     arm: str
     seed: int
     dice: dict[str, dict[str, float | None]]
-    mean_dice: float
+    mean_dice: float | None
     log: list[dict[str, Any]]
     steps: int
     step_s: float
@@ -210,7 +210,7 @@ def summarise_arm(results: Sequence[ArmResult], arm: str) -> Interval:
 
 def spread_over_seeds(results: Sequence[ArmResult], arm: str) -> tuple[float, float]:
     """Mean and standard deviation over seeds of an arm's mean Dice; NaN deviation for one seed."""
-    values = [result.mean_dice for result in results if result.arm == arm]
+    values = [r.mean_dice for r in results if r.arm == arm and r.mean_dice is not None]
     if not values:
         return math.nan, math.nan
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
@@ -236,7 +236,7 @@ def _conclude(dataset: Dataset, run: Run, arm: str) -> ArmResult:
         arm=arm,
         seed=run.config.seed,
         dice=dice,
-        mean_dice=scores.mean,
+        mean_dice=scores.mean if scores.mean == scores.mean else None,
         log=log,
         steps=steps,
         step_s=max(busy, 0.0) / max(1, steps),
