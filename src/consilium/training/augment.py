@@ -12,20 +12,18 @@ from consilium.geometry.compiled import compiled
 from consilium.inference.preprocess import AIR
 from consilium.types import Array, FloatArray, Shape, Triple
 
-_SIDES = {
-    "left": "right",
-    "right": "left",
-    "l": "r",
-    "r": "l",
-    "links": "rechts",
-    "rechts": "links",
-    "lt": "rt",
-    "rt": "lt",
-    "sin": "dex",
-    "dex": "sin",
-    "sinistra": "dextra",
-    "dextra": "sinistra",
-}
+_LEFT = (
+    "left l lt lft links linke linker linkes linken li lks izquierdo izquierda izq izqda izqdo gauche gauche "
+    "gche sinistra sinistra sinistro sin sx"
+)
+_RIGHT = (
+    "right r rt rgt rechts rechte rechter rechtes rechten re rts derecho derecha der dcha dcho droite droit "
+    "drt dextra destra destro dex dx"
+)
+_PAIRS = tuple(zip(_LEFT.split(), _RIGHT.split(), strict=True))
+_SIDES = dict(_PAIRS) | {right: left for left, right in _PAIRS}
+"""Of a word with several partners, as French gauche, the last one counts: at worst nothing is mirrored."""
+
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^A-Za-z\d]+")
 
 
