@@ -189,6 +189,14 @@ def test_a_budget_is_one_positive_number(values: dict[str, int]) -> None:
         Budget(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "values", [{"network": "unet"}, {"stem": "none"}, {"mode": "half"}, {"patch_zyx": (0, 32, 32)}]
+)
+def test_impossible_settings_are_refused_by_name(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(values))):
+        TrainingConfig(**values)  # type: ignore[arg-type]
+
+
 def test_settings_survive_json() -> None:
     config = TrainingConfig(structures=("A", "B"), scale_weights=(1.0, 0.5), spacing_zyx_mm=(3.0, 1.0, 1.0))
     assert TrainingConfig.from_json(config.to_json()) == config

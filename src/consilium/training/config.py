@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from consilium.errors import ConfigurationError
+from consilium.networks.config import KINDS, STEMS
 from consilium.training.augment import Augmentation
 from consilium.types import Shape, Triple
 
@@ -77,7 +78,13 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("watch", WATCH_ACTIONS), ("crop", CROPS)):
+        for name, allowed in (
+            ("network", KINDS),
+            ("stem", STEMS),
+            ("mode", MODES),
+            ("watch", WATCH_ACTIONS),
+            ("crop", CROPS),
+        ):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(
                     f"training: {name} must be one of {allowed}; got {getattr(self, name)!r}."
@@ -94,6 +101,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if not low <= value <= high or not math.isfinite(value):
                 raise ConfigurationError(f"training: {name} must be in [{low:g}, {high:g}]; got {value}.")
+        if self.patch_zyx is not None and min(self.patch_zyx) < 1:
+            raise ConfigurationError(f"training: patch_zyx must be at least 1 voxel; got {self.patch_zyx}.")
         if len(set(self.structures)) != len(self.structures):
             raise ConfigurationError(f"training: structures must differ; got {list(self.structures)}.")
         if self.learned_weights and not self.scale_weights:
