@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from consilium.cases.dataset import Dataset
 from consilium.errors import CheckpointError, RunError
 from consilium.inference.model import BEST, load_model
-from consilium.training.checkpoint import LAST, load_checkpoint
+from consilium.training.checkpoint import LAST, load_checkpoint, load_optimiser
 from consilium.training.loop import output_prior, train
 from consilium.training.run_folder import LOG, create_run, open_run
 from consilium.training.start import prepare_run, split_labelled, start_run
@@ -105,6 +105,19 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(
     path.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match="digest"):
         load_checkpoint(path, state, fingerprint=run.fingerprint)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimiser_finds_its_step_where_torch_would_put_it(fused: bool) -> None:
+    # "meta" stands for a GPU; no fused optimiser can be built there, so it is called one afterwards.
+    weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    optimiser = torch.optim.AdamW([weight])
+    optimiser.param_groups[0]["fused"] = fused
+    slots = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    load_optimiser([("w", weight)], optimiser, {f"w.{slot}": value for slot, value in slots.items()})
+    ours = {slot: value.device for slot, value in optimiser.state[weight].items()}
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": {0: slots}})
+    assert ours == {slot: value.device for slot, value in optimiser.state[weight].items()}
 
 
 def test_a_folder_with_files_is_not_trained_into(dataset: Dataset, tmp_path: Path) -> None:

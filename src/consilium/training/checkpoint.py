@@ -143,6 +143,8 @@ def load_optimiser(
     tensors: dict[str, Tensor],
 ) -> None:
     """The inverse of `optimiser_tensors`, without the beginning of the names."""
+    # A fused optimiser keeps its step beside the weights, any other one in the processor's memory.
+    fused = {p for group in optimiser.param_groups if group.get("fused") for p in group["params"]}
     for name, parameter in parameters:
         prefix = f"{name}."
         slots = {
@@ -152,6 +154,8 @@ def load_optimiser(
         }
         if slots:
             optimiser.state[parameter] = {
-                slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True)
+                slot: value.clone()
+                if slot == "step" and parameter not in fused
+                else value.to(parameter.device, copy=True)
                 for slot, value in slots.items()
             }
