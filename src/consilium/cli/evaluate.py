@@ -237,8 +237,8 @@ def _summary_table(summaries: list[StructureSummary]) -> TableBlock:
         title="Means over patients",
         columns=columns,
         rows=rows,
-        note="Distances leave out cases with one mask empty; Dice and surface Dice count them as 0. "
-        "Cases with both empty have no figure.",
+        note="Distances and added path length leave out cases with one mask empty; Dice and surface Dice "
+        "count them as 0. Cases with both empty have no figure.",
     )
 
 

@@ -31,6 +31,8 @@ FIGURES = (
 )
 """Field of `MaskComparison` and what people call it."""
 
+COUNTED_WITH_AN_EMPTY_SIDE = ("dice", "surface_dice")
+
 DEFINITIONS = (
     f"Distances and surface Dice: {SURFACE_DEFINITION}, tolerance {TOLERANCE_MM:g} mm. Added path length: "
     "contour pixels of the reference, slice by slice, that the prediction has not (Vaassen et al. 2020). "
@@ -197,10 +199,12 @@ def to_json(rows: Sequence[Compared], summaries: Sequence[StructureSummary]) -> 
 def _summarise_one(rows: Sequence[Compared], structure: str) -> StructureSummary:
     rng = np.random.default_rng(SEED)
     patients = [row.patient_id for row in rows]
+    one_empty = np.array([row.figures.empty != "neither" for row in rows], dtype=np.bool_)
     intervals = {}
     for field, _ in FIGURES:
         values = np.array([float(getattr(row.figures, field)) for row in rows])
-        values[~np.isfinite(values)] = np.nan
+        if field not in COUNTED_WITH_AN_EMPTY_SIDE:
+            values[one_empty] = np.nan
         intervals[field] = bootstrap_mean(values, rng, patients=patients)
     empties = [row.figures.empty for row in rows]
     return StructureSummary(
