@@ -1,12 +1,14 @@
 """The study and the learning curve: same split for all, resumable, fitted truly."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from consilium.cases.dataset import Dataset
-from consilium.cli.learning_curve import answer
+from consilium.cli.console import INTERRUPTED
+from consilium.cli.learning_curve import answer, learning_curve
 from consilium.cli.study import study
 from consilium.errors import ConfigurationError, RunError
 from consilium.training.config import Budget
@@ -105,6 +107,18 @@ def test_a_study_does_not_go_on_with_other_patients(tmp_path: Path) -> None:
     dataset.add(small_case(7))
     with pytest.raises(RunError, match="the same cases"):
         run_study(dataset, tmp_path / "study", config)
+
+
+def test_an_interrupted_learning_curve_is_no_answer(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped_after_one(*_: object, **__: object) -> list[Point]:
+        signal.raise_signal(signal.SIGINT)
+        return [Point(patients=2, seed=0, dice={"Bladder": 0.5})]
+
+    monkeypatch.setattr("consilium.cli.learning_curve.run_learning_curve", stopped_after_one)
+    assert learning_curve(dataset.folder, tmp_path / "curve", steps=1, seeds=1) == INTERRUPTED
+    assert not (tmp_path / "curve" / "learning-curve.json").exists()
 
 
 def test_a_power_law_is_found_again(rng: np.random.Generator) -> None:

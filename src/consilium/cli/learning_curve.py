@@ -39,8 +39,7 @@ def learning_curve(
         points = run_learning_curve(
             opened, out, config, budget, seeds=range(seeds), progress=progress, should_stop=should_stop
         )
-    wanted = len({point.patients for point in points}) * seeds
-    if len(points) < max(1, wanted):
+    if should_stop():
         console.print(f"Interrupted after {len(points)} trainings; the same command goes on.", markup=False)
         return INTERRUPTED
     table, figures = answer(points)
