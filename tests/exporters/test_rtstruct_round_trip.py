@@ -6,6 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 from matplotlib.path import Path as Polygon
+from pydicom.sr.codedict import codes
 
 from consilium.cases.case import State
 from consilium.errors import DataError, RefusedInput
@@ -225,3 +226,16 @@ def test_decimals_are_read_as_pydicom_reads_them(rng: np.random.Generator) -> No
 def test_a_case_that_is_not_from_dicom_has_no_rtstruct() -> None:
     with pytest.raises(DataError, match="NIfTI"):
         SeriesReference.from_record({"kind": "nifti"})
+
+
+def test_the_algorithm_is_coded_as_the_standard_codes_it(tmp_path: Path) -> None:
+    target = grid((9, 26, 34), (3.0, 1.0, 1.0))
+    mask = np.zeros(target.shape_zyx, dtype=bool)
+    mask[4, 8:12, 8:12] = True
+    rois = rois_from_masks([("Bladder", mask)], target)
+    export_rtstruct(tmp_path / "rs.dcm", rois, target, reference_for(target), algorithm=ALGORITHM)
+    (roi,) = pydicom.dcmread(tmp_path / "rs.dcm").StructureSetROISequence
+    (family,) = roi.ROIDerivationAlgorithmIdentificationSequence[0].AlgorithmFamilyCodeSequence
+    said = (family.CodingSchemeDesignator, family.CodeValue, family.CodeMeaning)
+    known = codes.DCM.ArtificialIntelligence
+    assert said == (known.scheme_designator, known.value, known.meaning)

@@ -226,7 +226,7 @@ def _referenced_frame(reference: SeriesReference, frame: str) -> Dataset:
 
 
 def _structure_set_roi(roi: Roi, number: int, frame: str, algorithm: Algorithm) -> Dataset:
-    family = _of(CodeValue="123109", CodingSchemeDesignator="DCM", CodeMeaning="Artificial Intelligence")
+    family = _of(CodeValue="123110", CodingSchemeDesignator="DCM", CodeMeaning="Artificial Intelligence")
     identification = _of(
         AlgorithmFamilyCodeSequence=[family],
         AlgorithmName=algorithm.name,
