@@ -113,3 +113,20 @@ def test_each_structure_set_keeps_its_own_original_names(tmp_path: Path) -> None
     assert names == ["PHANTOM-One bladder", "PHANTOM-One rectum"]
     flat = record | {"structure_names": {"Structure 1": "as older datasets have it"}}
     assert _original_name(flat, case, "Structure 1", None) == "as older datasets have it"
+
+
+def test_a_patient_is_one_in_whatever_character_set_the_id_is_written(tmp_path: Path) -> None:
+    def written_in(character_set: str) -> Callable[[Any], None]:
+        def write(dataset: Any) -> None:
+            dataset.SpecificCharacterSet, dataset.PatientID = character_set, "Müller-1"
+
+        return write
+
+    patient(tmp_path, "Bladder", "Rectum")
+    for path in tmp_path.rglob("ct_*.dcm"):
+        change(path, written_in("ISO_IR 192"))
+    change(tmp_path / "rs0.dcm", written_in("ISO_IR 192"))
+    change(tmp_path / "rs1.dcm", written_in("ISO_IR 100"))
+    draft = read(tmp_path)
+    assert draft.patient_identity == "Müller-1"
+    assert [a.structure for a in draft.annotations] == ["Bladder", "Rectum"]

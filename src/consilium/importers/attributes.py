@@ -10,6 +10,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, BinaryIO
 
+from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
@@ -60,6 +61,13 @@ class Attributes:
     def text(self, keyword: str) -> str:
         """The value as text without padding, undecoded: for codes and keys; "" if missing or empty."""
         return self._text(_tag(keyword))
+
+    def decoded_text(self, keyword: str) -> str:
+        """As `text`, read in the file's own character set: the same in whatever set it is written."""
+        sets = [part.strip() for part in self.text("SpecificCharacterSet").split("\\")]
+        with reading(self.where):
+            text = str(decode_bytes(self.values.get(_tag(keyword), b""), convert_encodings(sets), set()))
+        return text.strip("\0 ")
 
     def _text(self, tag: int) -> str:
         return self.values.get(tag, b"").decode("latin-1").strip("\0 ")
@@ -123,13 +131,14 @@ class Attributes:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, where: str, pixel_data_at: int | None = None) -> "Attributes":
-        """The same from attributes that pydicom has parsed; sequences are left out."""
+        """The same from attributes that pydicom has parsed, their text in UTF-8; sequences are left out."""
         values = {}
         with reading(where):
             elements: Iterator[Any] = iter([*getattr(dataset, "file_meta", []), *dataset])
             for element in elements:
                 if element.VR != "SQ" and not element.is_empty:
                     values[int(element.tag)] = _stored(element)
+        values[_tag("SpecificCharacterSet")] = b"ISO_IR 192"
         return cls(values, pixel_data_at, where)
 
 
@@ -139,9 +148,7 @@ def _stored(element: Any) -> bytes:
     if isinstance(element.value, bytes):
         return element.value
     several = element.VM > 1
-    return "\\".join(map(str, element.value) if several else [str(element.value)]).encode(
-        "latin-1", "replace"
-    )
+    return "\\".join(map(str, element.value) if several else [str(element.value)]).encode("utf-8", "replace")
 
 
 def read_attributes(path: Path, tags: Collection[int], where: str = "DICOM file") -> Attributes:

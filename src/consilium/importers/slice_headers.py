@@ -13,7 +13,7 @@ from consilium.importers.dicom_series import SliceHeader
 from consilium.importers.pixels import PixelFormat, StoredSlice
 
 SLICE_KEYWORDS = [
-    "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID",
+    "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID",
     "SeriesInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
     "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
@@ -54,7 +54,7 @@ def read_identity(attributes: Attributes) -> Identity:
         frame_of_reference_uid=attributes.uid("FrameOfReferenceUID"),
         modality=attributes.text("Modality"),
         sop_class_uid=attributes.sop_class_uid,
-        patient_identity=attributes.text("PatientID"),
+        patient_identity=attributes.decoded_text("PatientID"),
     )
 
 
