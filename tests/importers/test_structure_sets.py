@@ -130,3 +130,20 @@ def test_a_patient_is_one_in_whatever_character_set_the_id_is_written(tmp_path: 
     draft = read(tmp_path)
     assert draft.patient_identity == "Müller-1"
     assert [a.structure for a in draft.annotations] == ["Bladder", "Rectum"]
+
+
+def test_of_several_named_series_the_one_that_was_drawn_on_gets_the_contours(tmp_path: Path) -> None:
+    """A planning system names every registered image; each has a frame of reference of its own."""
+    patient(tmp_path, "Bladder")
+    others = [SeriesIdentity(label="One", scan=scan) for scan in "abcdef"]
+    for other in others:
+        image = Volume(np.full(GRID.shape_zyx, 20, np.int16), GRID)
+        write_series(tmp_path / other.scan, image, other)
+        write_structures(tmp_path / "of_another.dcm", {"Bladder": SQUARE}, GRID, other)
+        frames = dcmread(tmp_path / "of_another.dcm").ReferencedFrameOfReferenceSequence
+        change(tmp_path / "rs0.dcm", lambda d, f=frames: d.ReferencedFrameOfReferenceSequence.insert(0, f[0]))
+    (tmp_path / "of_another.dcm").unlink()
+    drafts = [source.read(no_progress) for source in find_sources(tmp_path).sources]
+    placed = {d.source_identity: [a.structure for a in d.annotations] for d in drafts if d.annotations}
+    assert len(drafts) == 7
+    assert placed == {SeriesIdentity(label="One").uid("series", "CT"): ["Bladder"]}

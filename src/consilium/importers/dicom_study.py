@@ -108,18 +108,23 @@ def _series_of(item: DicomObject, series: Sequence[SeriesHeader]) -> SeriesHeade
 
 
 def references_of(item: DicomObject, where: str) -> tuple[set[str], set[str]]:
-    """Series and frames of reference that an RTSTRUCT or SEG names."""
+    """Series and frames of reference that an RTSTRUCT or SEG names.
+
+    Of an RTSTRUCT that names several frames of reference (registered images), those series that lie where a
+    ROI was drawn.
+    """
     tags = ["ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence", "StructureSetROISequence"]
     dataset = read_dicom(item.path, tags=tags, where=where)
     with reading(where):
         frames = list(dataset.get("ReferencedFrameOfReferenceSequence") or ())
-        studies = [study for frame in frames for study in frame.get("RTReferencedStudySequence") or ()]
+        rois = list(dataset.get("StructureSetROISequence") or ())
+        drawn = {str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in rois}
+        where_drawn = [f for f in frames if str(f.get("FrameOfReferenceUID", "")) in drawn] or frames
+        studies = [study for frame in where_drawn for study in frame.get("RTReferencedStudySequence") or ()]
         named = [s for study in studies for s in study.get("RTReferencedSeriesSequence") or ()]
         named += list(dataset.get("ReferencedSeriesSequence") or ())
-        rois = list(dataset.get("StructureSetROISequence") or ())
-        of = [str(f.get("FrameOfReferenceUID", "")) for f in frames]
-        of += [str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in rois]
-        return {str(s.get("SeriesInstanceUID", "")) for s in named}, set(of) - {""}
+        of = {str(f.get("FrameOfReferenceUID", "")) for f in frames}
+        return {str(s.get("SeriesInstanceUID", "")) for s in named}, (of | drawn) - {""}
 
 
 def is_lidc(path: Path) -> bool:
