@@ -147,3 +147,17 @@ def test_of_several_named_series_the_one_that_was_drawn_on_gets_the_contours(tmp
     placed = {d.source_identity: [a.structure for a in d.annotations] for d in drafts if d.annotations}
     assert len(drafts) == 7
     assert placed == {SeriesIdentity(label="One").uid("series", "CT"): ["Bladder"]}
+
+
+def test_an_empty_contour_covers_nothing_and_costs_its_structure_nothing(tmp_path: Path) -> None:
+    def empty_first(dataset: Any) -> None:
+        contour = dataset.ROIContourSequence[0].ContourSequence[0]
+        contour.ContourData, contour.NumberOfContourPoints = None, 0
+
+    patient(tmp_path, "Bladder")
+    change(tmp_path / "rs0.dcm", empty_first)
+    draft = read(tmp_path)
+    (annotation,) = draft.annotations
+    assert annotation.mask is not None
+    assert np.flatnonzero(annotation.mask().any(axis=(1, 2))).tolist() == [2, 3]
+    assert [f.code for f in draft.findings] == ["without-area"]

@@ -244,9 +244,9 @@ def _read_roi(item: Dataset, contour: Dataset | None, number: int, names: tuple[
 
 def _points(part: Dataset) -> tuple[FloatArray | None, str]:
     """The points (N, 3) of a contour, or None and what is wrong with it."""
-    if "ContourData" not in part:
-        return None, ""
-    raw: Any = part.get_item("ContourData")
+    raw: Any = part.get_item("ContourData") if "ContourData" in part else None
+    if raw is None or not raw.value:
+        return np.zeros((0, 3)), ""
     try:
         if isinstance(raw.value, bytes):
             values = parse_decimals(raw.value)
