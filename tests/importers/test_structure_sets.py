@@ -1,6 +1,7 @@
 """Several structure sets on one series: a bad one costs nothing but itself, and none overwrites another."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,18 @@ def test_an_empty_contour_covers_nothing_and_costs_its_structure_nothing(tmp_pat
     assert annotation.mask is not None
     assert np.flatnonzero(annotation.mask().any(axis=(1, 2))).tolist() == [2, 3]
     assert [f.code for f in draft.findings] == ["without-area"]
+
+
+def test_contours_of_a_roi_that_stand_in_several_items_are_all_read(tmp_path: Path) -> None:
+    def split_in_two(dataset: Any) -> None:
+        (whole,) = dataset.ROIContourSequence
+        rest = deepcopy(whole)
+        rest.ContourSequence = list(whole.ContourSequence)[1:]
+        whole.ContourSequence = list(whole.ContourSequence)[:1]
+        dataset.ROIContourSequence = [whole, rest]
+
+    patient(tmp_path, "Bladder")
+    change(tmp_path / "rs0.dcm", split_in_two)
+    (annotation,) = read(tmp_path).annotations
+    assert annotation.mask is not None
+    assert np.flatnonzero(annotation.mask().any(axis=(1, 2))).tolist() == [1, 2, 3]

@@ -106,7 +106,9 @@ def read_rtstruct(path: Path) -> StructureSet:
                 "must have a Structure Set ROI Sequence; it has none.",
                 "Export the structure set again.",
             )
-        contours = {int(c.ReferencedROINumber): c for c in dataset.get("ROIContourSequence") or ()}
+        contours: dict[int, list[Dataset]] = {}
+        for item in dataset.get("ROIContourSequence") or ():
+            contours.setdefault(int(item.ReferencedROINumber), []).extend(item.get("ContourSequence") or ())
         types = {
             int(o.ReferencedROINumber): str(o.get("RTROIInterpretedType") or "").strip().upper()
             for o in dataset.get("RTROIObservationsSequence") or ()
@@ -121,7 +123,7 @@ def read_rtstruct(path: Path) -> StructureSet:
             original = str(item.get("ROIName", "") or "")
             name = _public_name(original, number, tokens, taken)
             taken.add(name)
-            roi = _read_roi(item, contours.get(number), number, (name, original))
+            roi = _read_roi(item, contours.get(number, ()), number, (name, original))
             rois.append(replace(roi, interpreted_type=types.get(number, "")))
     return StructureSet(
         rois=tuple(rois),
@@ -216,11 +218,11 @@ def parse_decimals(text: bytes) -> FloatArray:
     return np.array(text.strip(b" \0").split(b"\\"), dtype="S32").astype(np.float64)
 
 
-def _read_roi(item: Dataset, contour: Dataset | None, number: int, names: tuple[str, str]) -> Roi:
+def _read_roi(item: Dataset, contours: Iterable[Dataset], number: int, names: tuple[str, str]) -> Roi:
     polygons: list[FloatArray] = []
     references: set[str] = set()
     others, fault = 0, ""
-    for part in (contour.get("ContourSequence") or ()) if contour is not None else ():
+    for part in contours:
         for image in part.get("ContourImageSequence") or ():
             references.add(str(image.get("ReferencedSOPInstanceUID", "")))
         if str(part.get("ContourGeometricType", "CLOSED_PLANAR")) not in AREAL_TYPES:
