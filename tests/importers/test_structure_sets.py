@@ -177,3 +177,17 @@ def test_contours_of_a_roi_that_stand_in_several_items_are_all_read(tmp_path: Pa
     (annotation,) = read(tmp_path).annotations
     assert annotation.mask is not None
     assert np.flatnonzero(annotation.mask().any(axis=(1, 2))).tolist() == [1, 2, 3]
+
+
+def test_a_contour_that_is_written_twice_counts_once(tmp_path: Path) -> None:
+    def repeat(dataset: Any) -> None:
+        contours = dataset.ROIContourSequence[0].ContourSequence
+        contours.append(deepcopy(contours[1]))
+
+    patient(tmp_path, "Bladder")
+    change(tmp_path / "rs0.dcm", repeat)
+    draft = read(tmp_path)
+    (annotation,) = draft.annotations
+    assert annotation.mask is not None
+    assert np.flatnonzero(annotation.mask().any(axis=(1, 2))).tolist() == [1, 2, 3]
+    assert [f.code for f in draft.findings] == ["repeated-contours"]

@@ -270,15 +270,22 @@ def _place(roi: Roi, grid: Grid, reader: str) -> tuple[AnnotationDraft, list[Fin
     if not roi.polygons_lps_mm:
         what = f"{roi.other_types} points or open lines and no" if roi.other_types else "no"
         return unknown, [_finding("no-contours", roi, f"has {what} closed contour; it counts as unknown.")]
+    # Combined by exclusive or, a contour that is written twice would cancel itself.
+    distinct = list({polygon.tobytes(): polygon for polygon in roi.polygons_lps_mm}.values())
     try:
-        placed = place_polygons(roi.polygons_lps_mm, grid)
+        placed = place_polygons(distinct, grid)
     except GeometryError as error:
         return unknown, [_finding("misplaced-contours", roi, f"{error} The structure is unknown here.")]
     if not len(placed.slices):
         message = "no contour encloses an area within the image's slices; the structure is unknown here."
         return unknown, [_finding("outside-image", roi, message)]
     draft = AnnotationDraft(structure=roi.name, reader=reader, mask=placed.fill)
-    return draft, _placement_findings(roi, placed.report)
+    findings = _placement_findings(roi, placed.report)
+    repeated = len(roi.polygons_lps_mm) - len(distinct)
+    if repeated:
+        message = f"{repeated} contours repeat another one point by point and count once."
+        findings.append(_finding("repeated-contours", roi, message))
+    return draft, findings
 
 
 def _placement_findings(roi: Roi, report: PlacementReport) -> list[Finding]:
