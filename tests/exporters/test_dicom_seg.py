@@ -86,3 +86,16 @@ def test_rows_of_any_length_can_be_written_and_read(tmp_path: Path) -> None:
     (annotation,) = find_sources(tmp_path).sources[0].read(no_progress).annotations
     assert annotation.mask is not None
     assert np.array_equal(annotation.mask(), mask)
+
+
+def test_overlapping_segments_on_rows_of_any_length_come_back(tmp_path: Path) -> None:
+    """One bit per pixel: frames of 35 pixels neither begin nor end with a byte."""
+    shape = (4, 5, 7)
+    write_noise(tmp_path / "ct", grid(shape, (2.5, 1.0, 1.0)))
+    draft = find_sources(tmp_path).sources[0].read(no_progress)
+    truth = [(name, np.random.default_rng(k).random(shape) > 0.5) for k, name in enumerate("AB")]
+    assert export_seg(tmp_path / "seg.dcm", truth, draft.image.grid, draft.private) == "BINARY"
+    again = find_sources(tmp_path).sources[0].read(no_progress)
+    for annotation, (_, mask) in zip(again.annotations, truth, strict=True):
+        assert annotation.mask is not None
+        assert np.array_equal(annotation.mask(), mask)

@@ -115,10 +115,24 @@ class _SegmentMask:
 
 def _pixels(dataset: Dataset, index: int) -> Array:
     with reading(WHERE):
+        if int(dataset.BitsAllocated) == 1 and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            return _bits(dataset, index)
         many = int(dataset.get("NumberOfFrames") or 1) > 1
         plugin = decoding_plugin(dataset)
         frame = index if many else None
         return np.asarray(pixel_array(dataset, index=frame, raw=True, decoding_plugin=plugin))
+
+
+def _bits(dataset: Dataset, index: int) -> Array:
+    """One frame of one bit per pixel; frames follow each other without a gap (DICOM PS3.5 8.1.1).
+
+    pydicom refuses a frame that does not begin and end with a byte.
+    """
+    shape = int(dataset.Rows), int(dataset.Columns)
+    start, stop = index * shape[0] * shape[1], (index + 1) * shape[0] * shape[1]
+    packed = np.frombuffer(dataset.PixelData, np.uint8)[start // 8 : -(-stop // 8)]
+    bits = np.unpackbits(packed, bitorder="little")
+    return bits[start % 8 :][: stop - start].reshape(shape)
 
 
 def _is_binary(dataset: Dataset, maximum: int) -> bool:
