@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import generate_uid
 
 from consilium.audit.archive import ArchiveAudit, audit_archive
 from consilium.audit.judge import Weight
 from consilium.cli.audit import audit
 from consilium.errors import RefusedInput
+from consilium.exporters.dicom_seg import export_seg
 from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
+from consilium.importers.sources import find_sources
 from consilium.phantoms.dicom import SeriesIdentity, write_patient
+from consilium.types import no_progress
 
 SHAPE = (14, 40, 40)
 
@@ -136,3 +140,24 @@ def test_the_page_names_nobody_and_the_places_are_for_the_owner(
     assert "uneven-slices" in shown
     assert "Canary" in str(json.loads((tmp_path / "out" / "places.json").read_text()))
     assert (tmp_path / "out" / "places.json").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["cut off", "damaged inside"])
+def test_a_damaged_segmentation_does_not_end_the_audit(tmp_path: Path, last: bool) -> None:
+    patient(tmp_path, "one")
+    patient(tmp_path, "two", seed=1)
+    source = next(s for s in find_sources(tmp_path).sources if s.location.parent.name == "one")
+    draft = source.read(no_progress)
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[3:6, 10:20, 10:20] = True
+    export_seg(tmp_path / "one" / "seg.dcm", [("Rectum", mask)], draft.image.grid, draft.private)
+    seg = dcmread(tmp_path / "one" / "seg.dcm")
+    frames = list(generate_frames(seg.PixelData, number_of_frames=int(seg.NumberOfFrames)))
+    frames[-1 if last else 0] = b"\0" * 70
+    seg.PixelData = encapsulate(frames)
+    seg.save_as(tmp_path / "one" / "seg.dcm")
+    found = audit_archive(tmp_path)
+    (fault,) = [f for f in found.audit.findings if f.weight is Weight.BLOCKING]
+    assert found.places[fault.case_id].endswith("one/ct")
+    assert "DICOM SEG" in fault.message
+    assert found.audit.usable_cases == 1

@@ -271,10 +271,10 @@ class _Reading:
                     study, ImportOptions(allow_missing_slices=True), no_progress, digests=False
                 )
                 findings.append(Finding(code=refusal.code, message=refusal.reason, remedy=refusal.remedy))
+            # Masks are made here: what is damaged in them shows only now.
+            self._take(draft, case_id, findings)
         except DataError as fault:
             self.refuse(_as_refusal(fault, study.series.name), code="unusable-series", case_id=case_id)
-        else:
-            self._take(draft, case_id, findings)
 
     def _take(self, draft: CaseDraft, case_id: str, extra: Sequence[Finding] = ()) -> None:
         patient = blake2b(draft.patient_identity.encode(), key=self._key, digest_size=8).hexdigest()

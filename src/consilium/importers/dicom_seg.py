@@ -56,6 +56,8 @@ def annotations_from_seg(
             "Register it in the system that made it, or export the images it was made on.",
         )
     frames = _frames(dataset, grid, kind)
+    if frames:
+        _pixels(dataset, frames[-1].index)  # of a file that is cut off the last one is missing
     maximum = int(dataset.get("MaximumFractionalValue") or 255) if kind == "FRACTIONAL" else 0
     binary = not maximum or _is_binary(dataset, maximum)
     findings = []
