@@ -150,3 +150,10 @@ def test_totalsegmentators_own_label_table_names_its_codes(tmp_path: Path) -> No
     spleen = masks["spleen"]
     assert spleen is not None
     assert spleen().sum() == (labelmap == 1).sum() > 0
+
+
+def test_the_folder_of_masks_may_be_written_in_capitals(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    (tmp_path / "in" / "a" / "segmentations").rename(tmp_path / "in" / "a" / "Masks")
+    (source,) = find_sources(tmp_path / "in").sources
+    assert [a.structure for a in source.read(no_progress).annotations] == ["Bladder", "Rectum"]

@@ -67,7 +67,8 @@ def find_nifti(paths: Sequence[Path], root: Path) -> FoundSources:
                 )
             )
             continue
-        masks = {stem(p): p for name in MASK_FOLDERS for p in by_folder.get(folder / name, ())}
+        beside = (f for f in sorted(by_folder) if f.parent == folder and f.name.lower() in MASK_FOLDERS)
+        masks = {stem(p): p for f in beside for p in by_folder[f]}
         labelmaps = tuple(p for p in files if _words(p) & LABELMAP_WORDS and p not in images)
         found.append((folder, NiftiCase(folder.resolve().name, images[0], masks, labelmaps)))
     repeated = {name for name, n in Counter(case.identity for _, case in found).items() if n > 1}
