@@ -157,3 +157,15 @@ def test_the_folder_of_masks_may_be_written_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "in" / "a" / "segmentations").rename(tmp_path / "in" / "a" / "Masks")
     (source,) = find_sources(tmp_path / "in").sources
     assert [a.structure for a in source.read(no_progress).annotations] == ["Bladder", "Rectum"]
+
+
+def test_a_labelmap_that_gets_its_names_later_is_taken_by_replacing(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    (tmp_path / "in" / "a" / "segmentations" / "Bladder.nii.gz").rename(tmp_path / "in" / "a" / "seg.nii.gz")
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    (case,) = open_dataset(tmp_path / "out").cases()
+    assert [f.code for f in case.findings] == ["labelmap-without-names"]
+    (tmp_path / "in" / "a" / "labels.json").write_text('{"1": "Bladder"}')
+    assert run_import(tmp_path / "in", tmp_path / "out", "--replace") == 0
+    (case,) = open_dataset(tmp_path / "out").cases()
+    assert case.state("Bladder") is State.CONTOURED

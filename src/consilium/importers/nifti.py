@@ -225,17 +225,21 @@ def labelmap_names(path: Path) -> dict[str, int]:
     Raises:
         RefusedInput: If there is a JSON that does not map codes to names.
     """
-    for candidate in (path.with_name(f"{stem(path)}.json"), path.with_name("labels.json")):
+    for candidate in _files_of_names(path):
         try:
             record = json.loads(candidate.read_text(encoding="utf-8"))
             return {str(name): int(code) for code, name in record.items() if int(code) > 0}
-        except FileNotFoundError:
-            continue
         except (ValueError, AttributeError, RecursionError) as error:
             raise RefusedInput(
                 "labels.json", 'must map codes to names: {"1": "Bladder", …}; it does not.', "Mend it."
             ) from error
     return _label_table(path)
+
+
+def _files_of_names(path: Path) -> list[Path]:
+    """The JSON files beside a labelmap that name its codes; the first counts."""
+    candidates = (path.with_name(f"{stem(path)}.json"), path.with_name("labels.json"))
+    return [candidate for candidate in candidates if candidate.is_file()]
 
 
 def _label_table(path: Path) -> dict[str, int]:
@@ -292,4 +296,7 @@ def _digests(case: NiftiCase) -> dict[str, str]:
     if others:
         joined = "".join(f"{stem(path)}{file_sha256(path)}" for path in others)
         digests["masks"] = hashlib.sha256(joined.encode()).hexdigest()
+    named = "".join(file_sha256(names) for path in case.labelmaps for names in _files_of_names(path)[:1])
+    if named:
+        digests["labels"] = hashlib.sha256(named.encode()).hexdigest()
     return digests
