@@ -48,3 +48,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: object) -> None:
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=r"image\.nii\.gz: must be a readable NIfTI"):
         read_nifti(path)
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_a_header_that_claims_more_voxels_than_any_memory_holds_is_refused(
+    tmp_path: Path, ending: str
+) -> None:
+    write_nifti(tmp_path / "image.nii.gz", VOLUME)
+    content = bytearray(gzip.decompress((tmp_path / "image.nii.gz").read_bytes()))
+    content[42:48] = np.full(3, 32767, "<i2").tobytes()
+    path = tmp_path / f"damaged.{ending}"
+    path.write_bytes(gzip.compress(content) if ending == "nii.gz" else content)
+    with pytest.raises(DataError, match="must be a readable NIfTI"):
+        read_nifti(path)

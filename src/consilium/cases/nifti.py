@@ -22,7 +22,7 @@ COMPRESSION_LEVEL = 1
 """Of ISA-L's gzip: CT noise compresses little better at higher levels, which take longer."""
 NIFTI2_HEADER_BYTES = 540
 UNREADABLE: tuple[Any, ...] = (
-    *(ImageFileError, WrapStructError, OSError, EOFError, ValueError, AttributeError, IsalError),
+    *(ImageFileError, WrapStructError, OSError, EOFError, ValueError, AttributeError, IsalError, MemoryError),
 )
 
 
