@@ -11,6 +11,7 @@ import pytest
 
 from consilium.cases.case import State
 from consilium.cases.dataset import open_dataset
+from consilium.cases.validate import validate_dataset
 from consilium.cli.console import run_verb
 from consilium.cli.verbs import load_verb
 from consilium.exporters.nifti import export_nifti
@@ -169,3 +170,13 @@ def test_a_labelmap_that_gets_its_names_later_is_taken_by_replacing(tmp_path: Pa
     assert run_import(tmp_path / "in", tmp_path / "out", "--replace") == 0
     (case,) = open_dataset(tmp_path / "out").cases()
     assert case.state("Bladder") is State.CONTOURED
+
+
+def test_the_report_of_an_import_is_part_of_the_dataset_and_searched_for_identifiers(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert validate_dataset(dataset) == []
+    report = tmp_path / "out" / "import-report.json"
+    report.write_text(report.read_text().replace("{", '{"of": "Doe^Jane", ', 1))
+    assert [(f.code, f.where) for f in validate_dataset(dataset)] == [("identifier", "import-report.json")]

@@ -23,7 +23,8 @@ from consilium.errors import ConsiliumError, DatasetError
 from consilium.types import Array, Progress, no_progress
 
 VOLUME_TOLERANCE = 1e-6
-KNOWN_ENTRIES = {MANIFEST, "cases", "private", "cache", "undo", "names.toml", ".lock"}
+IMPORT_REPORT = "import-report.json"
+KNOWN_ENTRIES = {MANIFEST, "cases", "private", "cache", "undo", "names.toml", IMPORT_REPORT, ".lock"}
 RESTORE = "Restore it, or import the case again with --replace."
 RECORD_AGAIN = "Import the case again with --replace."
 
@@ -96,6 +97,8 @@ def _check_folder(dataset: Dataset) -> Iterator[DatasetFinding]:
     manifest = json.loads(text)
     yield from _check_schema("dataset", manifest, MANIFEST)
     yield from _check_text(MANIFEST, text)
+    if (folder / IMPORT_REPORT).is_file():
+        yield from _check_text(IMPORT_REPORT, (folder / IMPORT_REPORT).read_text("utf-8", "replace"))
     for entry in sorted(folder.iterdir()):
         if entry.name not in KNOWN_ENTRIES:
             message = "the dataset's folder must hold nothing else; found an entry that is not of the format."

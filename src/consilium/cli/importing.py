@@ -23,6 +23,7 @@ def import_(
     """
     from consilium.cases.dataset import create_dataset
     from consilium.cases.files import write_json
+    from consilium.cases.validate import IMPORT_REPORT
     from consilium.cli.console import progress_bar
     from consilium.importers.sources import ImportOptions, find_sources
 
@@ -43,7 +44,7 @@ def import_(
     }
     if target is not None:
         locations = {s.name: str(s.location) for s in found.sources}
-        write_json(target.folder / "import-report.json", report)
+        write_json(target.folder / IMPORT_REPORT, report)
         write_json(target.folder / "private" / "import-sources.json", locations, mode=0o600)
     _print_report(report, found_any=bool(found.sources), dry_run=dry_run)
     if refused or not found.sources:
