@@ -180,3 +180,18 @@ def test_the_report_of_an_import_is_part_of_the_dataset_and_searched_for_identif
     report = tmp_path / "out" / "import-report.json"
     report.write_text(report.read_text().replace("{", '{"of": "Doe^Jane", ', 1))
     assert [(f.code, f.where) for f in validate_dataset(dataset)] == [("identifier", "import-report.json")]
+
+
+@pytest.mark.parametrize("file", ["case.json", "image.nii.gz", "masks/clinical/Bladder-976394.nii.gz"])
+def test_replacing_mends_a_damaged_case_whose_source_is_the_same(tmp_path: Path, file: str) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    nifti_case(tmp_path / "in" / "b")
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    whole, damaged = dataset.case_ids
+    place = dataset.case_folder(damaged) / file
+    place.write_bytes(place.read_bytes()[:-20])
+    before = (dataset.case_folder(whole) / "image.nii.gz").stat().st_mtime_ns
+    assert run_import(tmp_path / "in", tmp_path / "out", "--replace") == 0
+    assert validate_dataset(dataset) == []
+    assert (dataset.case_folder(whole) / "image.nii.gz").stat().st_mtime_ns == before

@@ -69,7 +69,7 @@ def validate_dataset(dataset: Dataset, progress: Progress = no_progress) -> list
     case_ids = dataset.case_ids
     for done, case_id in enumerate(case_ids):
         progress("checking cases", done, len(case_ids))
-        findings += _check_case(dataset, case_id)
+        findings += validate_case(dataset, case_id)
     progress("checking cases", len(case_ids), len(case_ids))
     return findings
 
@@ -143,7 +143,8 @@ def _check_private_part(dataset: Dataset) -> Iterator[DatasetFinding]:
         yield _finding("private-orphan", "private/cases", message, "Delete them.", warn=True)
 
 
-def _check_case(dataset: Dataset, case_id: str) -> Iterator[DatasetFinding]:
+def validate_case(dataset: Dataset, case_id: str) -> Iterator[DatasetFinding]:
+    """Everything in one case that is not as it must be."""
     folder = dataset.case_folder(case_id)
     try:
         content = (folder / CASE_RECORD).read_bytes()

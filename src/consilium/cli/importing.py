@@ -80,7 +80,8 @@ def _import_one(source: Any, target: Any, done: dict[str, list[Any]], *, replace
         done["imported"].append(_summary("(dry run)", draft.annotations, draft.findings))
         return
     case_id = target.private_part().case_id(source.identity)
-    if case_id in target.case_ids and dict(target.case(case_id).provenance.source_sha256) == source.digests():
+    there = case_id in target.case_ids and not (replace and _is_damaged(target, case_id))
+    if there and dict(target.case(case_id).provenance.source_sha256) == source.digests():
         done["unchanged"].append(case_id)
         return
     case, added = target.add(source.read(no_progress), replace=replace)
@@ -88,6 +89,14 @@ def _import_one(source: Any, target: Any, done: dict[str, list[Any]], *, replace
         done["unchanged"].append(case.case_id)
     else:
         done["imported"].append(_summary(case.case_id, case.annotations, case.findings))
+
+
+def _is_damaged(target: Any, case_id: str) -> bool:
+    """Whether the case's files are not as they were written; what looks like an identifier is no damage."""
+    from consilium.cases.validate import Severity, validate_case
+
+    found = validate_case(target, case_id)
+    return any(f.severity is Severity.ERROR and f.code != "identifier" for f in found)
 
 
 def _summary(case_id: str, annotations: Any, findings: Any) -> dict[str, Any]:
