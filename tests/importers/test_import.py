@@ -195,3 +195,12 @@ def test_replacing_mends_a_damaged_case_whose_source_is_the_same(tmp_path: Path,
     assert run_import(tmp_path / "in", tmp_path / "out", "--replace") == 0
     assert validate_dataset(dataset) == []
     assert (dataset.case_folder(whole) / "image.nii.gz").stat().st_mtime_ns == before
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "elsewhere" / "a")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
+    (source,) = find_sources(tmp_path / "in").sources
+    assert [a.structure for a in source.read(no_progress).annotations] == ["Bladder", "Rectum"]

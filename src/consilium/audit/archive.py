@@ -4,7 +4,7 @@ import os
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from consilium.importers.dicom_series import COPIED_FILES
 from consilium.importers.dicom_study import Study, is_lidc, read_study, references_of
 from consilium.importers.nifti import find_nifti
 from consilium.importers.nnunet import find_nnunet, is_nnunet
-from consilium.importers.sources import ImportOptions, Source
+from consilium.importers.sources import ImportOptions, Source, files_below
 from consilium.types import Progress, no_progress
 
 TABLES = """
@@ -88,7 +88,7 @@ def _open(path: Path) -> sqlite3.Connection:
 def _index(source: Path, index: sqlite3.Connection, reading: "_Reading", progress: Progress) -> None:
     """Note what every file is; nothing of a file stays in memory."""
     index.execute("BEGIN")
-    for done, path in enumerate(_files(source)):
+    for done, path in enumerate(files_below(source)):
         if done % 100 == 0:
             progress("reading headers", done, 0)
         if path.name.endswith((".nii", ".nii.gz")):
@@ -131,20 +131,6 @@ def _note(index: sqlite3.Connection, path: Path, found: Any, reading: "_Reading"
         key = identity.series_instance_uid or f"{path.parent}\n{identity.frame_of_reference_uid}"
         row = (str(path), str(path.parent), key, identity.frame_of_reference_uid, headers[0].sop_instance_uid)
         index.execute("INSERT INTO slices VALUES (?, ?, ?, ?, ?)", row)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file, in the order of names, one folder's names at a time; links to folders are followed once."""
-    seen: set[tuple[int, int]] = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
-        status = Path(where).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        for name in sorted(names):
-            yield Path(where, name)
 
 
 def _objects_of(index: sqlite3.Connection, series: str) -> list[tuple[Path, str]]:

@@ -1,6 +1,7 @@
 """What a folder holds that can become cases: DICOM series, NIfTI folders, nnU-Net raw folders."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,10 +78,24 @@ def find_sources(
         raise RefusedInput("source", "must exist; it does not.", "Check the path.")
     if source.is_dir() and is_nnunet(source):
         return find_nnunet(source)
-    paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+    paths = [source] if source.is_file() else sorted(p for p in files_below(source) if p.is_file())
     niftis = [p for p in paths if p.name.endswith((".nii", ".nii.gz"))]
     others = [p for p in paths if not p.name.endswith((".nii", ".nii.gz"))]
     return _joined(find_dicom(others, options, progress), find_nifti(niftis, source))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file, in the order of names, one folder's names at a time; links to folders are followed once."""
+    seen: set[tuple[int, int]] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        status = Path(where).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for name in sorted(names):
+            yield Path(where, name)
 
 
 def _joined(*found: FoundSources) -> FoundSources:
