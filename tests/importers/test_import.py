@@ -204,3 +204,10 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
     (source,) = find_sources(tmp_path / "in").sources
     assert [a.structure for a in source.read(no_progress).annotations] == ["Bladder", "Rectum"]
+
+
+def test_a_dataset_inside_its_source_is_refused(tmp_path: Path) -> None:
+    """Run again, the import would take the dataset's own images as further patients."""
+    nifti_case(tmp_path / "in" / "a")
+    assert run_import(tmp_path / "in", tmp_path / "in" / "dataset") == 2
+    assert not (tmp_path / "in" / "dataset").exists()

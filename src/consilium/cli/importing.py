@@ -25,8 +25,14 @@ def import_(
     from consilium.cases.files import write_json
     from consilium.cases.validate import IMPORT_REPORT
     from consilium.cli.console import progress_bar
+    from consilium.errors import ConfigurationError
     from consilium.importers.sources import ImportOptions, find_sources
 
+    if dataset.resolve().is_relative_to(source.resolve()):
+        raise ConfigurationError(
+            "dataset: must lie outside the source; it lies inside, where its own images would be imported again "
+            "under other pseudonyms. Name a folder beside the source, or move the dataset there."
+        )
     options = ImportOptions(
         allow_missing_slices=allow_missing_slices, modalities=tuple(m.upper() for m in modality or ["CT"])
     )
