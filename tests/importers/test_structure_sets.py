@@ -12,7 +12,9 @@ from pydicom.uid import generate_uid
 
 from consilium.cases.dataset import create_dataset
 from consilium.cases.draft import CaseDraft
+from consilium.cli.console import run_verb
 from consilium.cli.exporting import _original_name
+from consilium.cli.verbs import load_verb
 from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid, Volume
 from consilium.importers.sources import find_sources
@@ -191,3 +193,28 @@ def test_a_contour_that_is_written_twice_counts_once(tmp_path: Path) -> None:
     assert annotation.mask is not None
     assert np.flatnonzero(annotation.mask().any(axis=(1, 2))).tolist() == [1, 2, 3]
     assert [f.code for f in draft.findings] == ["repeated-contours"]
+
+
+def test_structures_of_one_original_name_or_none_are_exported_under_the_names_that_they_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["PHANTOM-One GTV", "PHANTOM-One GTV", "Bladder", "Bladder", ""]
+    identity = SeriesIdentity(label="One")
+    instances = write_series(
+        tmp_path / "in", Volume(np.full(GRID.shape_zyx, 20, np.int16), GRID), SeriesIdentity(label="One")
+    )
+    contours = {f"Structure {k}": SQUARE for k in range(1, 6)}
+    write_structures(tmp_path / "in" / "rs.dcm", contours, GRID, identity, instances=instances)
+
+    def rename(dataset: Any) -> None:
+        for roi, name in zip(dataset.StructureSetROISequence, names, strict=True):
+            roi.ROIName = name
+
+    change(tmp_path / "in" / "rs.dcm", rename)
+    create_dataset(tmp_path / "dataset").add(read(tmp_path / "in"))
+    places = [str(tmp_path / name) for name in ("dataset", "out")]
+    assert run_verb(load_verb("export"), [*places, "--to=rtstruct"]) == 0
+    (written,) = (tmp_path / "out").iterdir()
+    exported = {str(roi.ROIName) for roi in dcmread(written).StructureSetROISequence}
+    assert exported == {"PHANTOM-One GTV", "Structure 2", "Bladder", "Bladder (2)", "Structure 5"}
+    assert "PHANTOM" not in capsys.readouterr().err

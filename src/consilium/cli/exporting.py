@@ -58,7 +58,8 @@ def _export_clinical(
 
     record = dataset.private_part().read_record(case.case_id)
     chosen = [s for s in names or case.structures if case.state(s, reader) is State.CONTOURED]
-    masks = ((_original_name(record, case, s, reader), dataset.load_mask(case, s, reader)) for s in chosen)
+    called = _names_to_write(record, case, chosen, reader)
+    masks = ((called[s], dataset.load_mask(case, s, reader)) for s in chosen)
     path = out / f"{case.case_id}_{to}.dcm"
     grid = case.image.grid
     if to == "seg":
@@ -72,6 +73,17 @@ def _export_clinical(
     )
     empty = [roi.name for roi in written.rois if not roi.contours]
     return f"{len(chosen)} structures" + (f", without contours: {', '.join(empty)}" if empty else "")
+
+
+def _names_to_write(record: Any, case: Any, chosen: list[str], reader: str | None) -> dict[str, str]:
+    """The hospital's own names; a structure whose own is empty or a second one's keeps its name here."""
+    called: dict[str, str] = {}
+    for structure in chosen:
+        original = _original_name(record, case, structure, reader).strip()
+        usable = original.isprintable() and "\\" not in original
+        free = original not in {"", *called.values(), *chosen}
+        called[structure] = original if usable and free else structure
+    return called
 
 
 def _original_name(record: Any, case: Any, structure: str, reader: str | None) -> str:

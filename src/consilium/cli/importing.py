@@ -30,8 +30,8 @@ def import_(
 
     if dataset.resolve().is_relative_to(source.resolve()):
         raise ConfigurationError(
-            "dataset: must lie outside the source; it lies inside, where its own images would be imported again "
-            "under other pseudonyms. Name a folder beside the source, or move the dataset there."
+            "dataset: must lie outside the source; it lies inside, where its own images would be imported "
+            "again under other pseudonyms. Name a folder beside the source, or move the dataset there."
         )
     options = ImportOptions(
         allow_missing_slices=allow_missing_slices, modalities=tuple(m.upper() for m in modality or ["CT"])
