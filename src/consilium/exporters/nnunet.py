@@ -94,7 +94,8 @@ def _description(
     regions = {n: [code for bits, code in codes.items() if bits >> k & 1] for k, n in enumerate(names)}
     overlapping = any(bits.bit_count() > 1 for bits in codes)
     labels: dict[str, Any] = {"background": 0}
-    for name, wanted in regions.items():
+    # nnU-Net paints the regions in this order, each in one code: an inner one over what it lies in.
+    for name, wanted in sorted(regions.items(), key=lambda region: -len(region[1]) if overlapping else 0):
         if wanted:
             labels[name] = wanted if overlapping else wanted[0]
     if ignore is not None:
@@ -106,5 +107,5 @@ def _description(
         "file_ending": ".nii.gz",
     }
     if overlapping:
-        record["regions_class_order"] = list(codes.values())
+        record["regions_class_order"] = [code[0] for code in labels.values() if isinstance(code, list)]
     return record
