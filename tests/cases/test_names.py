@@ -81,3 +81,19 @@ def test_the_verb_proposes_accepts_and_applies(dataset: Dataset, capsys: pytest.
     names(dataset.folder, accept=0.9, apply=True)
     assert "Parotid_L" in dataset.structures
     assert "Parotis li → Parotid_L in 1 cases" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("decided", "then"),
+    [({"Bladder": "Blase"}, {"bladder": "Blase"}), ({"Blase": "bladder"}, {})],
+    ids=["a standard name replaced", "a name chosen"],
+)
+def test_accepting_proposals_keeps_to_what_a_person_decided(
+    dataset: Dataset, decided: dict[str, str], then: dict[str, str]
+) -> None:
+    absent = AnnotationDraft(structure="bladder", reader="clinical", state=State.ABSENT)
+    dataset.add(replace(draft(3), annotations=(absent,)))
+    save_names(dataset.folder, decided, [])
+    names(dataset.folder, accept=0.9)
+    accepted = load_names(dataset.folder)
+    assert {old: new for old, new in accepted.items() if old != new} == decided | then

@@ -22,7 +22,7 @@ def box(start: int, stop: int) -> Mask:
 
 
 def export(folder: Path, masks: dict[str, Mask]) -> dict[str, list[int]]:
-    """Regions by name, in the order of dataset.json, checked against the label map; and that order's codes."""
+    """Regions by name, in the order of dataset.json, checked against the label map, and ``order``."""
     dataset = create_dataset(folder / "dataset")
     draft = CaseDraft(
         source_identity="1",

@@ -27,7 +27,10 @@ def names(
     accepted = load_names(opened.folder)
     proposals = [(p, n) for p, n in _proposals(opened) if p.original not in accepted]
     if accept is not None:
-        accepted |= {p.original: p.name for p, _ in proposals if p.name and p.confidence >= accept}
+        sure = [(p.original, p.name) for p, _ in proposals if p.name and p.confidence >= accept]
+        # What a person decided stays: a name that was chosen is kept, a standard name that was replaced is not.
+        chosen = set(accepted.values())
+        accepted |= {old: accepted.get(new, new) for old, new in sure if old not in chosen}
     open_lines = [
         ProposedName(original=p.original, name=p.name, note=f"{p.confidence:.2f}, {n} cases, {p.reason}")
         for p, n in proposals
