@@ -28,7 +28,7 @@ def names(
     proposals = [(p, n) for p, n in _proposals(opened) if p.original not in accepted]
     if accept is not None:
         sure = [(p.original, p.name) for p, _ in proposals if p.name and p.confidence >= accept]
-        # What a person decided stays: a name that was chosen is kept, a standard name that was replaced is not.
+        # What a person decided stays: a name that was chosen, and what stands in a standard name's place.
         chosen = set(accepted.values())
         accepted |= {old: accepted.get(new, new) for old, new in sure if old not in chosen}
     open_lines = [

@@ -97,7 +97,7 @@ def _description(
     # nnU-Net paints the regions in this order, each in one code: an inner one over what it lies in.
     for name, wanted in sorted(regions.items(), key=lambda region: -len(region[1]) if overlapping else 0):
         if wanted:
-            labels[name] = wanted if overlapping else wanted[0]
+            labels[name] = wanted if len(wanted) > 1 else wanted[0]
     if ignore is not None:
         labels["ignore"] = ignore
     record: dict[str, Any] = {
@@ -107,5 +107,5 @@ def _description(
         "file_ending": ".nii.gz",
     }
     if overlapping:
-        record["regions_class_order"] = [code[0] for code in labels.values() if isinstance(code, list)]
+        record["regions_class_order"] = [regions[name][0] for name in labels if name in regions]
     return record
