@@ -18,6 +18,8 @@ def write_annotation(
 ) -> tuple[Case, Annotation]:
     """Write ``mask`` as ``reader``'s contour of ``structure``: the file first, synced, then the record.
 
+    Killed in between, the case has its contour of before: files of other content have other names.
+
     Args:
         dataset: Gets the annotation.
         case_id: Of this dataset.
@@ -29,10 +31,12 @@ def write_annotation(
     Returns:
         The case as it is now, and the new annotation.
     """
-    grid = dataset.case(case_id).image.grid
+    before = dataset.case(case_id)
+    grid = before.image.grid
     annotation = Annotation(structure=structure, reader=reader, state=State.ABSENT, doubt=doubt)
     if mask.any():
-        file = f"masks/{file_name_of(reader)}/{file_name_of(structure)}.nii.gz"
+        digest = content_sha256(mask.view(np.uint8))
+        file = f"masks/{file_name_of(reader)}/{file_name_of(structure)}-{digest[:8]}.nii.gz"
         path = dataset.case_folder(case_id) / file
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
@@ -47,9 +51,13 @@ def write_annotation(
             reader=reader,
             state=State.CONTOURED,
             file=file,
-            content_sha256=content_sha256(mask.view(np.uint8)),
+            content_sha256=digest,
             voxels=voxels,
             volume_cm3=voxels * grid.voxel_volume_cm3,
             doubt=doubt,
         )
-    return dataset.add_annotation(case_id, annotation), annotation
+    case = dataset.add_annotation(case_id, annotation)
+    replaced = before.annotation(structure, reader)
+    if replaced and replaced.file and replaced.file not in {a.file for a in case.annotations}:
+        (dataset.case_folder(case_id) / replaced.file).unlink(missing_ok=True)
+    return case, annotation
