@@ -1,14 +1,20 @@
 """Accepted names: applied to what is there and to come, nothing renamed silently, nothing merged."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from sys import modules
 
+import numpy as np
 import pytest
 
+from consilium.cases.annotate import write_annotation
 from consilium.cases.case import State
 from consilium.cases.dataset import Added, Dataset, create_dataset
 from consilium.cases.draft import AnnotationDraft
 from consilium.cases.names import ProposedName, apply_names, load_names, save_names
+from consilium.cases.standardise import standardise
 from consilium.cases.validate import validate_dataset
 from consilium.cli.names import names
 from consilium.errors import DatasetError
@@ -97,3 +103,24 @@ def test_accepting_proposals_keeps_to_what_a_person_decided(
     names(dataset.folder, accept=0.9)
     accepted = load_names(dataset.folder)
     assert {old: new for old, new in accepted.items() if old != new} == decided | then
+
+
+@pytest.mark.parametrize("rename", [apply_names, standardise])
+def test_a_contour_that_is_drawn_while_names_are_applied_is_kept(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, rename: Callable[[Dataset], object]
+) -> None:
+    """Another process draws it after the case was looked at and before its record is written."""
+    save_names(dataset.folder, {"Bladder": "Vesica"}, [])
+    (case,) = dataset.cases()
+    everywhere = np.ones(case.image.grid.shape_zyx, dtype=bool)
+    lock = modules["consilium.cases.dataset"].dataset_lock
+
+    def drawn_first(folder: Path) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        write_annotation(dataset, case.case_id, "Liver", everywhere, reader="reader-9")
+        return lock(folder)
+
+    monkeypatch.setattr("consilium.cases.dataset.dataset_lock", drawn_first)
+    rename(dataset)
+    (after,) = dataset.cases()
+    assert {"Liver", "Vesica"} <= set(after.structures)

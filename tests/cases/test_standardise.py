@@ -1,11 +1,13 @@
 """Standardising can be undone, record by record, and never touches what was changed since."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from consilium.cases.case import Case
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.cases.names import save_names
 from consilium.cases.standardise import standardise, undo_standardise
@@ -60,15 +62,16 @@ def test_a_case_changed_since_is_left_alone(dataset: Dataset) -> None:
 
 def test_a_kill_in_between_can_be_undone(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     before = records(dataset)
-    update, calls = Dataset.update, []
+    change = Dataset.change
+    calls: list[str] = []
 
-    def dying(self: Dataset, case: object) -> None:
-        calls.append(case)
+    def dying(self: Dataset, case_id: str, how: Callable[[Case], Case]) -> Case:
+        calls.append(case_id)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        update(self, case)  # type: ignore[arg-type]
+        return change(self, case_id, how)
 
-    monkeypatch.setattr(Dataset, "update", dying)
+    monkeypatch.setattr(Dataset, "change", dying)
     with pytest.raises(KeyboardInterrupt):
         standardise(dataset)
     monkeypatch.undo()

@@ -165,7 +165,7 @@ class Dataset:
 
     def update(self, case: Case) -> None:
         """Replace the record of a case that is there; its files must be in its folder already."""
-        self._rewrite(case.case_id, lambda before: case)
+        self.change(case.case_id, lambda before: case)
 
     def add_annotation(self, case_id: str, annotation: Annotation) -> Case:
         """Put an annotation into the record of a case as it is now, in place of one of the same reader.
@@ -178,9 +178,13 @@ class Dataset:
             kept = [a for a in before.annotations if (a.structure, a.reader) != key]
             return replace(before, annotations=(*kept, annotation))
 
-        return self._rewrite(case_id, changed)
+        return self.change(case_id, changed)
 
-    def _rewrite(self, case_id: str, change: Callable[[Case], Case]) -> Case:
+    def change(self, case_id: str, change: Callable[[Case], Case]) -> Case:
+        """Put what ``change`` makes of a case's record as it is now in its place, with no writer in between.
+
+        Its files must be in its folder already.
+        """
         with dataset_lock(self.folder):
             manifest = self._fresh_manifest()
             settle(self.folder, case_id, manifest["cases"].get(case_id))

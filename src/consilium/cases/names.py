@@ -4,6 +4,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,10 +118,9 @@ def apply_names(dataset: "Dataset") -> dict[str, int]:
     accepted = load_names(dataset.folder)
     counts: dict[str, int] = {}
     for case in dataset.cases():
-        renamed = rename_case(case, accepted)
-        if renamed == case:
+        if rename_case(case, accepted) == case:
             continue
-        dataset.update(renamed)
+        renamed = dataset.change(case.case_id, partial(rename_case, accepted=accepted))
         for old in {a.structure for a in case.annotations} - {a.structure for a in renamed.annotations}:
             counts[old] = counts.get(old, 0) + 1
     return counts

@@ -1,6 +1,7 @@
 """Bringing a dataset to its accepted names, undoably: the records are kept before they change."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from consilium.cases.case import case_from_json, case_to_json
@@ -45,7 +46,7 @@ def standardise(dataset: Dataset) -> Standardised:
     record = {"format": UNDO_FORMAT, "version": UNDO_VERSION, "accepted": accepted, "cases": before}
     write_json(folder / f"{number:04d}.json", record)
     for case_id in before:
-        dataset.update(rename_case(dataset.case(case_id), accepted))
+        dataset.change(case_id, partial(rename_case, accepted=accepted))
     return Standardised(changed=tuple(sorted(before)))
 
 
