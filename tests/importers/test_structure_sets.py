@@ -12,6 +12,7 @@ from pydicom.uid import generate_uid
 
 from consilium.cases.dataset import create_dataset
 from consilium.cases.draft import CaseDraft
+from consilium.cases.nifti import write_nifti
 from consilium.cli.console import run_verb
 from consilium.cli.exporting import _original_name
 from consilium.cli.verbs import load_verb
@@ -218,3 +219,35 @@ def test_structures_of_one_original_name_or_none_are_exported_under_the_names_th
     exported = {str(roi.ROIName) for roi in dcmread(written).StructureSetROISequence}
     assert exported == {"PHANTOM-One GTV", "Structure 2", "Bladder", "Bladder (2)", "Structure 5"}
     assert "PHANTOM" not in capsys.readouterr().err
+
+
+def export(folder: Path, *options: str) -> int:
+    return run_verb(load_verb("export"), [str(folder / name) for name in ("dataset", "out")] + list(options))
+
+
+@pytest.mark.parametrize("kind", ["rtstruct", "seg"])
+def test_a_case_that_cannot_be_exported_does_not_keep_the_others_from_it(tmp_path: Path, kind: str) -> None:
+    patient(tmp_path / "in" / "dicom", "Bladder")
+    image = Volume(np.zeros(GRID.shape_zyx, np.int16), GRID)
+    write_series(tmp_path / "in" / "without", image, SeriesIdentity(label="Two"))
+    for name in "abcdef":
+        (tmp_path / "in" / name / "masks").mkdir(parents=True)
+        write_nifti(tmp_path / "in" / name / "ct.nii.gz", image)
+        write_nifti(tmp_path / "in" / name / "masks" / "Bladder.nii.gz", Volume(image.array == 0, GRID))
+    dataset = create_dataset(tmp_path / "dataset")
+    for source in find_sources(tmp_path / "in").sources:
+        dataset.add(source.read(no_progress))
+    assert export(tmp_path, f"--to={kind}") == 1
+    (written,) = (tmp_path / "out").iterdir()
+    assert "Bladder" in str(dcmread(written))
+
+
+def test_a_misspelt_structure_or_reader_is_refused_and_any_name_is_printed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient(tmp_path / "in", "PTV [/54]")
+    create_dataset(tmp_path / "dataset").add(read(tmp_path / "in"))
+    for option in ("--structure=PTV", "--reader=nobody"):
+        assert export(tmp_path, "--to=nifti", option) == 2
+    assert export(tmp_path, "--to=nnunet", "--structure=PTV [/54]") == 0
+    assert "PTV [/54]" in capsys.readouterr().out

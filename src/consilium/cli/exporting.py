@@ -22,8 +22,8 @@ def export(
     nnU-Net carry none.
     """
     from consilium.cases.dataset import open_dataset
-    from consilium.cli.console import console, progress_bar
-    from consilium.errors import ConfigurationError
+    from consilium.cli.console import console, print_table, progress_bar
+    from consilium.errors import ConfigurationError, DataError
     from consilium.exporters.nifti import export_nifti
     from consilium.exporters.nnunet import export_nnunet
 
@@ -32,19 +32,42 @@ def export(
     opened = open_dataset(dataset)
     cases = [opened.case(case_id) for case_id in case or opened.case_ids]
     names = tuple(structure or ())
+    _check_known(cases, names, reader)
+    refused: list[tuple[str, str]] = []
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         if to == "nnunet":
             record = export_nnunet(opened, cases, out, structures=names, reader=reader, progress=progress)
-            console.print(f"{len(cases)} cases, labels: {', '.join(record['labels'])}.")
+            console.print(f"{len(cases)} cases, labels: {', '.join(record['labels'])}.", markup=False)
             return
         for number, one in enumerate(cases, start=1):
-            if to == "nifti":
-                said = f"{export_nifti(opened, one, out, structures=names, reader=reader)} structures"
-            else:
-                said = _export_clinical(opened, one, out, to=to, names=names, reader=reader)
+            try:
+                if to == "nifti":
+                    said = f"{export_nifti(opened, one, out, structures=names, reader=reader)} structures"
+                else:
+                    said = _export_clinical(opened, one, out, to=to, names=names, reader=reader)
+            except DataError as error:
+                refused.append((one.case_id, str(error)))
+                said = "refused"
             progress("exporting cases", number, len(cases))
-            console.print(f"{one.case_id}: {said}", highlight=False)
+            console.print(f"{one.case_id}: {said}", markup=False, highlight=False)
+    if refused:
+        print_table("Refused", ("case", "reason and what to do"), refused)
+        raise typer.Exit(1)
+
+
+def _check_known(cases: list[Any], names: tuple[str, ...], reader: str | None) -> None:
+    """Refuse a structure or reader that no case has: it is misspelt, and nothing would be written."""
+    from consilium.errors import ConfigurationError
+
+    asked = {"--structure": (names, {a.structure for case in cases for a in case.annotations})}
+    asked["--reader"] = ((reader,) if reader else (), {a.reader for case in cases for a in case.annotations})
+    for option, (wanted, known) in asked.items():
+        strange = [name for name in wanted if name not in known]
+        if strange:
+            raise ConfigurationError(
+                f"{option}: must be one of {', '.join(sorted(known)) or 'none'}; got {strange[0]!r}."
+            )
 
 
 def _export_clinical(
@@ -58,6 +81,8 @@ def _export_clinical(
 
     record = dataset.private_part().read_record(case.case_id)
     chosen = [s for s in names or case.structures if case.state(s, reader) is State.CONTOURED]
+    if not chosen:
+        return "nothing contoured, nothing written"
     called = _names_to_write(record, case, chosen, reader)
     masks = ((called[s], dataset.load_mask(case, s, reader)) for s in chosen)
     path = out / f"{case.case_id}_{to}.dcm"
