@@ -251,3 +251,11 @@ def test_a_misspelt_structure_or_reader_is_refused_and_any_name_is_printed_as_it
         assert export(tmp_path, "--to=nifti", option) == 2
     assert export(tmp_path, "--to=nnunet", "--structure=PTV [/54]") == 0
     assert "PTV [/54]" in capsys.readouterr().out
+
+
+def test_a_copy_of_a_structure_set_is_no_second_reader(tmp_path: Path) -> None:
+    patient(tmp_path, "Bladder")
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / "rs0.dcm").read_bytes())
+    draft = read(tmp_path)
+    assert [(a.structure, a.reader) for a in draft.annotations] == [("Bladder", "clinical")]
+    assert [f.code for f in draft.findings] == ["copied-structures"]

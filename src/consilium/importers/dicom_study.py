@@ -223,6 +223,13 @@ NO_PATIENT = Finding(
 )
 
 
+COPIED_STRUCTURES = Finding(
+    code="copied-structures",
+    message="a structure set is there twice, byte by byte; it counts once.",
+    remedy="Nothing; or remove the copy.",
+)
+
+
 def _kind(study: Study) -> str:
     parts = ["dicom-series"]
     parts += ["rtstruct"] if study.structure_sets else []
@@ -236,10 +243,15 @@ def _reader(base: str, index: int) -> str:
 
 
 def _add_structure_sets(study: Study, grid: Grid, found: _Gathered) -> None:
+    seen: set[str] = set()
     for index, path in enumerate(study.structure_sets):
         reader = _reader("clinical", index)
         try:
             structure_set = read_rtstruct(path)
+            if structure_set.sha256 in seen:
+                found.findings.append(COPIED_STRUCTURES)
+                continue
+            seen.add(structure_set.sha256)
             _check_patient(structure_set, study.series)
             placed = annotations_from_rtstruct(
                 structure_set,
