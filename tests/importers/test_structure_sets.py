@@ -10,6 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from consilium.cases.annotate import write_annotation
 from consilium.cases.dataset import create_dataset
 from consilium.cases.draft import CaseDraft
 from consilium.cases.nifti import write_nifti
@@ -259,3 +260,23 @@ def test_a_copy_of_a_structure_set_is_no_second_reader(tmp_path: Path) -> None:
     draft = read(tmp_path)
     assert [(a.structure, a.reader) for a in draft.annotations] == [("Bladder", "clinical")]
     assert [f.code for f in draft.findings] == ["copied-structures"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("rtstruct", "ROIGenerationAlgorithm"), ("seg", "SegmentAlgorithmType")]
+)
+def test_what_a_model_drew_is_exported_for_its_reader_and_said_to_be_automatic(
+    tmp_path: Path, kind: str, said: str
+) -> None:
+    patient(tmp_path / "in", "Rectum")
+    dataset = create_dataset(tmp_path / "dataset")
+    case, _ = dataset.add(read(tmp_path / "in"))
+    mask = np.zeros(GRID.shape_zyx, dtype=bool)
+    mask[2:4, 5:9, 5:9] = True
+    write_annotation(dataset, case.case_id, "Bladder", mask, reader="model-0123abcd")
+    assert export(tmp_path, f"--to={kind}", "--reader=model-0123abcd") == 0
+    (written,) = (tmp_path / "out").iterdir()
+    exported = dcmread(written)
+    items = exported.StructureSetROISequence if kind == "rtstruct" else exported.SegmentSequence[-1:]
+    assert [str(item[said].value) for item in items] == ["AUTOMATIC"]
+    assert "Bladder" in str(items[0])

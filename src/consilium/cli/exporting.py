@@ -33,6 +33,8 @@ def export(
     cases = [opened.case(case_id) for case_id in case or opened.case_ids]
     names = tuple(structure or ())
     _check_known(cases, names, reader)
+    if reader is not None and not names:
+        names = tuple(sorted({a.structure for one in cases for a in one.annotations if a.reader == reader}))
     refused: list[tuple[str, str]] = []
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
@@ -74,7 +76,7 @@ def _export_clinical(
     dataset: Any, case: Any, out: Path, *, to: str, names: tuple[str, ...], reader: str | None
 ) -> str:
     """One RTSTRUCT or SEG of the contours that the dataset holds."""
-    from consilium.cases.case import State
+    from consilium.cases.case import MODEL_READER, State
     from consilium.exporters.dicom_reference import SeriesReference
     from consilium.exporters.dicom_seg import export_seg
     from consilium.exporters.rtstruct import Algorithm, export_rtstruct, rois_from_masks
@@ -87,14 +89,18 @@ def _export_clinical(
     masks = ((called[s], dataset.load_mask(case, s, reader)) for s in chosen)
     path = out / f"{case.case_id}_{to}.dcm"
     grid = case.image.grid
+    model = reader.removeprefix(MODEL_READER) if reader and reader.startswith(MODEL_READER) else ""
     if to == "seg":
-        return f"{len(chosen)} segments, {export_seg(path, list(masks), grid, record)}"
+        drawn_by = {"algorithm": "consilium", "model_sha256": model} if model else {}
+        return f"{len(chosen)} segments, {export_seg(path, list(masks), grid, record, **drawn_by)}"
     written = export_rtstruct(
         path,
         rois_from_masks(masks, grid),
         grid,
         SeriesReference.from_record(record),
-        algorithm=Algorithm(name="consilium", model_sha256="none", generation="MANUAL"),
+        algorithm=Algorithm(
+            name="consilium", model_sha256=model or "none", generation="AUTOMATIC" if model else "MANUAL"
+        ),
     )
     empty = [roi.name for roi in written.rois if not roi.contours]
     return f"{len(chosen)} structures" + (f", without contours: {', '.join(empty)}" if empty else "")
