@@ -10,6 +10,7 @@ import pytest
 
 from consilium.audit.facts import CaseFacts, compute_case_facts
 from consilium.audit.judge import Weight, judge
+from consilium.cases.annotate import write_annotation
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
 from consilium.cases.nifti import read_nifti
@@ -236,3 +237,14 @@ def test_the_verb_writes_a_page_and_json(tmp_path: Path, capsys: pytest.CaptureF
     assert "Bladder" in page
     assert all(finding["message"].split(";")[0][:20] in page for finding in record["findings"])
     assert "Page:" in capsys.readouterr().out
+
+
+def test_what_a_model_proposed_is_no_contour_to_use(tmp_path: Path) -> None:
+    dataset = create_dataset(tmp_path / "dataset")
+    case, _ = dataset.add(draft(1))
+    everywhere = np.ones(case.image.grid.shape_zyx, dtype=bool)
+    write_annotation(dataset, case.case_id, "Liver", everywhere, reader="model-0123")
+    write_annotation(dataset, case.case_id, "Spleen", ~everywhere, reader="model-0123")
+    facts = compute_case_facts(dataset, dataset.case(case.case_id))
+    assert {s.structure for s in facts.structures} == {"Bladder"}
+    assert facts.absent == ("Prostate",)
