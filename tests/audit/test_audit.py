@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from consilium.audit.facts import CaseFacts, compute_case_facts
-from consilium.audit.judge import Weight, judge
+from consilium.audit.judge import Weight, audit_dataset, judge
 from consilium.cases.annotate import write_annotation
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
@@ -248,3 +248,14 @@ def test_what_a_model_proposed_is_no_contour_to_use(tmp_path: Path) -> None:
     facts = compute_case_facts(dataset, dataset.case(case.case_id))
     assert {s.structure for s in facts.structures} == {"Bladder"}
     assert facts.absent == ("Prostate",)
+
+
+def test_a_damaged_case_blocks_itself_and_not_the_audit(tmp_path: Path) -> None:
+    dataset = create_dataset(tmp_path / "dataset")
+    damaged, _ = dataset.add(draft(1))
+    dataset.add(draft(2))
+    (dataset.case_folder(damaged.case_id) / "image.nii.gz").write_bytes(b"")
+    result = audit_dataset(dataset)
+    assert result.cases == 2
+    (fault,) = [f for f in result.findings if f.code == "unusable-case"]
+    assert (fault.case_id, fault.weight) == (damaged.case_id, Weight.BLOCKING)
