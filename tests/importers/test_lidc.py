@@ -175,6 +175,13 @@ def test_a_slice_is_found_by_position_when_its_uid_is_unknown(tmp_path: Path) ->
     assert "lidc-slice-by-position" in codes(placed)
 
 
+def test_an_outline_without_uid_does_not_go_to_an_interpolated_slice(tmp_path: Path) -> None:
+    path = tmp_path / "reading.xml"
+    path.write_text(message([nodule(roi(square(10, 10, 5), 3, uid="")), "", "", ""]), encoding="utf-8")
+    placed = annotations_from_lidc([path], [*UIDS[:7], "", *UIDS[8:]], GRID)
+    assert np.flatnonzero(masks(placed)["reader-1"].any(axis=(1, 2))).tolist() == [3]
+
+
 def test_outlines_outside_the_series_or_image_are_told(tmp_path: Path) -> None:
     far = roi(square(10, 10, 5), 3, uid="9.9").replace("-92.5", "55.0")
     wide = roi(square(60, 10, 8), 3)

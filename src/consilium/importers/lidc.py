@@ -51,7 +51,7 @@ def annotations_from_lidc(
 
     Args:
         xml_paths: The XML files beside the series.
-        sop_uids_in_order: SOP Instance UID of each slice of the grid, along Z.
+        sop_uids_in_order: SOP Instance UID of each slice of the grid, along Z; "" where it was interpolated.
         grid: Of the series as scanned: Y counts image rows, X image columns.
         series_instance_uid: If given, files that read another series are left out with a finding.
 
@@ -136,7 +136,7 @@ class _Slices:
     """Which slice of the series an outline or point lies on: by SOP Instance UID, else by position."""
 
     def __init__(self, sop_uids: Sequence[str], grid: Grid) -> None:
-        self._by_uid = {uid: k for k, uid in enumerate(sop_uids)}
+        self._by_uid = {uid: k for k, uid in enumerate(sop_uids) if uid}
         index = np.zeros((len(sop_uids), 3))
         index[:, 0] = np.arange(len(sop_uids))
         self._positions_z_mm = grid.affine.to_points(index)[:, 2]
