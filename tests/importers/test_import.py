@@ -211,3 +211,17 @@ def test_a_dataset_inside_its_source_is_refused(tmp_path: Path) -> None:
     nifti_case(tmp_path / "in" / "a")
     assert run_import(tmp_path / "in", tmp_path / "in" / "dataset") == 2
     assert not (tmp_path / "in" / "dataset").exists()
+
+
+def test_hidden_files_beside_images_and_masks_are_passed_over(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    export_nnunet(dataset, list(dataset.cases()), tmp_path / "nnunet")
+    for path in [*(tmp_path / "in").rglob("*.nii.gz"), *(tmp_path / "nnunet").rglob("*.nii.gz")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7 attributes of another file system")
+    for folder in ("in", "nnunet"):
+        found = find_sources(tmp_path / folder)
+        assert found.refused == ()
+        (source,) = found.sources
+        assert "Bladder" in [a.structure for a in source.read(no_progress).annotations]

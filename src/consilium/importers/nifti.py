@@ -51,7 +51,8 @@ def find_nifti(paths: Sequence[Path], root: Path) -> FoundSources:
     found: list[tuple[Path, NiftiCase]] = []
     by_folder: dict[Path, list[Path]] = {}
     for path in paths:
-        by_folder.setdefault(path.parent, []).append(path)
+        if not path.name.startswith("."):  # as macOS writes beside every file on a foreign disk
+            by_folder.setdefault(path.parent, []).append(path)
     for folder, files in sorted(by_folder.items()):
         if folder.name.lower() in MASK_FOLDERS and folder.parent in by_folder:
             continue

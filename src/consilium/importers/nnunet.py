@@ -48,7 +48,7 @@ def find_nnunet(folder: Path) -> FoundSources:
     """
     labels, ending = _read_description(folder / "dataset.json")
     sources, refused = [], []
-    for number, image in enumerate(sorted((folder / "imagesTr").glob(f"*_0000{ending}")), start=1):
+    for number, image in enumerate(sorted((folder / "imagesTr").glob(f"[!.]*_0000{ending}")), start=1):
         case = image.name.removesuffix(f"_0000{ending}")
         label = folder / "labelsTr" / f"{case}{ending}"
         name = f"nnU-Net case {number}"
