@@ -17,10 +17,11 @@ from consilium.cli.verbs import load_verb
 from consilium.exporters.nifti import export_nifti
 from consilium.exporters.nnunet import export_nnunet
 from consilium.importers.sources import find_sources
+from consilium.phantoms.dicom import SeriesIdentity, write_series
 from consilium.types import no_progress
 from tests.data import shared_data
 from tests.geometry.grids import grid
-from tests.importers.files import write_noise
+from tests.importers.files import noise, write_noise
 
 
 def run_import(*arguments: object) -> int:
@@ -225,3 +226,16 @@ def test_hidden_files_beside_images_and_masks_are_passed_over(tmp_path: Path) ->
         assert found.refused == ()
         (source,) = found.sources
         assert "Bladder" in [a.structure for a in source.read(no_progress).annotations]
+
+
+def test_sources_of_one_name_are_all_told_to_the_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consilium.importers.dicom_series.short_uid", lambda uid: "…0000")
+    for label in ("one", "two"):
+        image = noise(grid((4, 6, 5), (2.0, 1.0, 1.0)))
+        write_series(tmp_path / "in" / label, image, SeriesIdentity(label=label))
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    sources = json.loads((tmp_path / "out" / "private" / "import-sources.json").read_text())
+    (places,) = sources.values()
+    assert sorted(Path(place).name for place in places) == ["one", "two"]

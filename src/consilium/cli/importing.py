@@ -49,7 +49,10 @@ def import_(
         "left_out": dict(found.left_out),
     }
     if target is not None:
-        locations = {s.name: str(s.location) for s in found.sources}
+        locations: dict[str, list[str]] = {}
+        for s in found.sources:
+            # Of a hundred series some end in the same four digits.
+            locations.setdefault(s.name, []).append(str(s.location))
         write_json(target.folder / IMPORT_REPORT, report)
         write_json(target.folder / "private" / "import-sources.json", locations, mode=0o600)
     _print_report(report, found_any=bool(found.sources), dry_run=dry_run)
