@@ -239,3 +239,17 @@ def test_sources_of_one_name_are_all_told_to_the_owner(
     sources = json.loads((tmp_path / "out" / "private" / "import-sources.json").read_text())
     (places,) = sources.values()
     assert sorted(Path(place).name for place in places) == ["one", "two"]
+
+
+def test_a_name_that_several_codes_have_is_all_of_them(tmp_path: Path) -> None:
+    nifti_case(tmp_path / "in" / "a")
+    mask = tmp_path / "in" / "a" / "segmentations" / "Bladder.nii.gz"
+    image = nibabel.load(mask)
+    labels = np.asarray(image.dataobj) * 2
+    labels[2] //= 2
+    nibabel.save(nibabel.Nifti1Image(labels, image.affine), tmp_path / "in" / "a" / "seg.nii.gz")
+    mask.unlink()
+    (tmp_path / "in" / "a" / "labels.json").write_text('{"1": "Bladder", "2": "Bladder"}')
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.load_mask(next(dataset.cases()), "Bladder").sum() == 27

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,8 +114,7 @@ def read_nifti_case(case: NiftiCase, where: str) -> CaseDraft:
         if not labels or not on_grid:
             findings.append(_labelmap_left_out(named=bool(labels)))
             continue
-        codes = {name: (code,) for name, code in labels.items()}
-        annotations += annotations_from_labelmap(path, codes, image.grid, where)
+        annotations += annotations_from_labelmap(path, labels, image.grid, where)
     return CaseDraft(
         source_identity=f"nifti {case.identity}",
         patient_identity=f"nifti {case.identity}",
@@ -217,8 +216,8 @@ def read_nifti_grid(path: Path, where: str) -> Grid:
     return _read(path, where).grid
 
 
-def labelmap_names(path: Path) -> dict[str, int]:
-    """Structure -> code; empty if nothing names them.
+def labelmap_names(path: Path) -> dict[str, tuple[int, ...]]:
+    """Structure -> its codes; empty if nothing names them.
 
     From ``<labelmap>.json`` or ``labels.json`` beside it, or from the file's own label table, as
     TotalSegmentator writes it.
@@ -229,7 +228,7 @@ def labelmap_names(path: Path) -> dict[str, int]:
     for candidate in _files_of_names(path):
         try:
             record = json.loads(candidate.read_text(encoding="utf-8"))
-            return {str(name): int(code) for code, name in record.items() if int(code) > 0}
+            return _codes_by_name((str(name), int(code)) for code, name in record.items())
         except (ValueError, AttributeError, RecursionError) as error:
             raise RefusedInput(
                 "labels.json", 'must map codes to names: {"1": "Bladder", …}; it does not.', "Mend it."
@@ -243,13 +242,22 @@ def _files_of_names(path: Path) -> list[Path]:
     return [candidate for candidate in candidates if candidate.is_file()]
 
 
-def _label_table(path: Path) -> dict[str, int]:
+def _codes_by_name(named: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:
+    """Without the background; several codes may be of one structure."""
+    codes: dict[str, tuple[int, ...]] = {}
+    for name, code in named:
+        if code > 0:
+            codes[name] = (*codes.get(name, ()), code)
+    return codes
+
+
+def _label_table(path: Path) -> dict[str, tuple[int, ...]]:
     """The table of the Caret extension of a NIfTI header."""
     try:
         contents = [bytes(e.get_content()) for e in nibabel.load(path).header.extensions]
         tables = [content.strip(b"\0 \n") for content in contents if b"<LabelTable>" in content]
         labels = ElementTree.fromstring(tables[0]).iter("Label") if tables else ()
-        return {str(e.text).strip(): int(e.get("Key", "0")) for e in labels if int(e.get("Key", "0")) > 0}
+        return _codes_by_name((str(e.text).strip(), int(e.get("Key", "0"))) for e in labels)
     except (ValueError, TypeError, AttributeError, OSError, ElementTree.ParseError):
         return {}
 
