@@ -253,3 +253,15 @@ def test_a_name_that_several_codes_have_is_all_of_them(tmp_path: Path) -> None:
     assert run_import(tmp_path / "in", tmp_path / "out") == 0
     dataset = open_dataset(tmp_path / "out")
     assert dataset.load_mask(next(dataset.cases()), "Bladder").sum() == 27
+
+
+def test_files_that_the_system_does_not_let_read_are_refused_and_the_others_come_in(tmp_path: Path) -> None:
+    """`/proc/self/mem` can be opened; reading it fails, as on a bad disk."""
+    nifti_case(tmp_path / "in" / "a")
+    for name in ("b/ct.nii.gz", "c/slice.dcm"):
+        (tmp_path / "in" / name).parent.mkdir()
+        (tmp_path / "in" / name).symlink_to("/proc/self/mem")
+    assert run_import(tmp_path / "in", tmp_path / "out") == 1
+    assert len(open_dataset(tmp_path / "out").case_ids) == 1
+    report = json.loads((tmp_path / "out" / "import-report.json").read_text())
+    assert len([r for r in report["refused"] if "OSError" in r["reason"]]) == 2

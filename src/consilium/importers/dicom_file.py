@@ -128,12 +128,13 @@ def decoding_plugin(dataset: Dataset) -> str:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file starts like a DICOM object, with or without the 128-byte preamble."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
+    """Whether the file starts like a DICOM object, with or without the 128-byte preamble.
+
+    Raises:
+        RefusedInput: If the system does not let it be read: what is in it cannot be told.
+    """
+    with _from_the_disk(), path.open("rb") as file:
+        head = file.read(132)
     return head[128:132] == b"DICM" or _starts_without_preamble(head)
 
 
@@ -203,6 +204,22 @@ def _read(
 
 
 def file_sha256(path: Path) -> str:
-    """Digest of a file's bytes."""
-    with path.open("rb") as file:
+    """Digest of a file's bytes.
+
+    Raises:
+        RefusedInput: If the system does not let it be read.
+    """
+    with _from_the_disk(), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _from_the_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RefusedInput(
+            "file",
+            f"must be readable; the system refuses to read it ({type(error).__name__}).",
+            "Look at its permissions and at the disk, and import again.",
+        ) from error
