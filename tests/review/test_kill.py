@@ -21,7 +21,7 @@ from consilium.cases.dataset import Dataset, create_dataset, open_dataset
 from consilium.geometry.crop import Box
 from consilium.review.corrections import READER_PREFIX, add_correction, complete_corrections
 from consilium.review.images import pack_bits
-from consilium.review.security import COOKIE
+from consilium.review.security import cookie_of
 from consilium.review.store import Decision, DecisionStore, Verdict
 from tests.cases.drafts import draft
 
@@ -59,7 +59,7 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client
         process = subprocess.Popen(command, pass_fds=[listener.fileno()])
     origin = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=origin, headers={"Origin": origin}, timeout=120) as client:
-        client.cookies.set(COOKIE, TOKEN)
+        client.cookies.set(cookie_of(port), TOKEN)
         try:
             yield process, client
         finally:

@@ -65,7 +65,7 @@ def test_without_the_token_nothing_is_shown(stranger: TestClient, dataset: Datas
 @pytest.mark.parametrize("token", ["", "x", TOKEN[:-1], f"{TOKEN}x", "é"])
 def test_a_stale_token_is_refused(stranger: TestClient, token: str) -> None:
     assert stranger.get("/", params={"token": token}).status_code == 403
-    stranger.cookies.set(security.COOKIE, token.encode("ascii", "ignore").decode())
+    stranger.cookies.set(security.cookie_of(PORT), token.encode("ascii", "ignore").decode())
     assert stranger.get("/").status_code == 403
 
 
@@ -75,6 +75,22 @@ def test_the_token_leaves_the_address_and_the_cookie_is_closed_to_scripts(strang
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
+
+
+def test_two_reviews_in_one_browser_do_not_lock_each_other_out(client: TestClient, dataset: Dataset) -> None:
+    app = build_app([place_of(dataset)], token="another", port=PORT + 1, export=lambda *_: Path("out.dcm"))
+    with TestClient(app, base_url=f"http://127.0.0.1:{PORT + 1}") as other:
+        other.cookies = client.cookies  # one browser: its cookies go to every port
+        assert other.get("/?token=another").status_code == 200
+        client.cookies = other.cookies
+    assert decide(client, dataset.case_ids[0], ORIGIN).status_code == 200
+
+
+@pytest.mark.parametrize("strange", ['kept={"a": 1}', "theme=dark mode", "a[b]=1"])
+def test_cookies_of_other_programs_on_this_machine_do_not_hide_ours(client: TestClient, strange: str) -> None:
+    ours = f"{security.cookie_of(PORT)}={TOKEN}"
+    client.cookies.clear()
+    assert client.get("/place/0/", headers={"Cookie": f"{strange}; {ours}"}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8123", "127.0.0.1:9", "127.0.0.1"])

@@ -2,13 +2,12 @@
 
 import hmac
 import secrets
-from http.cookies import SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "consilium_token"
 TOKEN_BYTES = 32
 MAX_BODY_BYTES = 64 * 2**20
 """A bit-packed mask of 512×512×300 voxels has 10 MB; nothing larger than this is ever a correction."""
@@ -30,6 +29,11 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+def cookie_of(port: int) -> str:
+    """Name of the cookie with the token: browsers send one to every port of a machine (RFC 6265, 8.5)."""
+    return f"consilium_token_{port}"
 
 
 def new_token() -> str:
@@ -59,6 +63,7 @@ class Guard:
     def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
         self._app = app
         self._token = token
+        self._cookie = cookie_of(port)
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._origins = {f"http://{host}" for host in self._hosts}
 
@@ -91,10 +96,10 @@ class Guard:
             if not hmac.compare_digest(given.encode(), self._token.encode()):
                 return PlainTextResponse(STALE, 403)
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", path="/")
+            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        if cookie is None or not hmac.compare_digest(cookie.value.encode(), self._token.encode()):
+        kept = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
+        if not hmac.compare_digest(kept.encode(), self._token.encode()):
             return PlainTextResponse(STALE, 403)
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > MAX_BODY_BYTES:
