@@ -174,3 +174,37 @@ def test_a_note_without_its_contour_is_dropped(dataset: Dataset) -> None:
     assert complete_corrections(dataset, store) == 0
     assert store.history() == []
     assert store.intents() == []
+
+
+SLOW_CORRECTOR = """
+import sys
+from pathlib import Path
+import numpy as np
+from consilium.cases.dataset import open_dataset
+from consilium.review.corrections import add_correction
+dataset = open_dataset(Path(sys.argv[1]))
+mask = np.zeros(dataset.case(sys.argv[2]).image.grid.shape_zyx, bool)
+mask[0, 0, 0] = True
+def wait(reader):
+    print(reader, flush=True)
+    sys.stdin.readline()
+add_correction(dataset, sys.argv[2], "Bladder", mask, announce=wait)
+"""
+
+
+def test_two_processes_that_correct_at_once_overwrite_nothing(dataset: Dataset) -> None:
+    case_id = dataset.case_ids[0]
+    command = [sys.executable, "-c", SLOW_CORRECTOR, str(dataset.folder), case_id]
+    ours = np.ones(dataset.case(case_id).image.grid.shape_zyx, dtype=bool)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == f"{READER_PREFIX}1\n"
+        thread = threading.Thread(target=add_correction, args=(dataset, case_id, "Bladder", ours))
+        thread.start()
+        thread.join(timeout=1)
+        other.stdin.write("\n")
+        other.stdin.close()
+        thread.join()
+    found = {a.reader: a.voxels for a in dataset.case(case_id).annotations if READER_PREFIX in a.reader}
+    assert found == {f"{READER_PREFIX}1": 1, f"{READER_PREFIX}2": ours.size}

@@ -1,16 +1,15 @@
 """A corrected contour becomes a new reader in the dataset; what was there stays as it is."""
 
-import threading
 from collections.abc import Callable
 
 from consilium.cases.annotate import write_annotation
 from consilium.cases.case import Annotation, Case
+from consilium.cases.commit import dataset_lock
 from consilium.cases.dataset import Dataset
 from consilium.review.store import DecisionConflict, DecisionStore
 from consilium.types import Mask
 
 READER_PREFIX = "correction-"
-_lock = threading.Lock()
 
 
 def add_correction(
@@ -21,7 +20,7 @@ def add_correction(
     *,
     announce: Callable[[str], None] = lambda reader: None,
 ) -> tuple[Case, Annotation]:
-    """Write ``mask`` as the contour of the next free reader ``correction-N``.
+    """Write ``mask`` as the contour of the next free reader ``correction-N``, one process at a time.
 
     Args:
         dataset: Gets the annotation.
@@ -33,7 +32,9 @@ def add_correction(
     Returns:
         The case as it is now, and the new annotation.
     """
-    with _lock:
+    folder = dataset.folder / "review"
+    folder.mkdir(exist_ok=True)
+    with dataset_lock(folder):
         reader = _next_reader(dataset.case(case_id))
         announce(reader)
         return write_annotation(dataset, case_id, structure, mask, reader=reader)
