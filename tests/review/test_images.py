@@ -1,6 +1,7 @@
 """Slices and masks as the page asks for them."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from consilium.cases.dataset import Dataset, create_dataset
 from consilium.errors import DataError
+from consilium.geometry.volume import Grid, Volume
 from consilium.review import images
 from consilium.review.images import KEPT_SLABS, Images
+from consilium.review.thumbnails import thumbnail_png
 from tests.cases.drafts import draft
 
 
@@ -41,6 +44,20 @@ def test_the_first_slice_does_not_wait_for_the_cache(
     release.set()
     expected = dataset.load_image(case).to_canonical()[0].array[1]
     assert np.array_equal(np.frombuffer(content, "<i2").reshape(height, width), np.rint(expected))
+
+
+def test_the_same_voxels_on_another_grid_are_shown_where_they_lie_now(dataset: Dataset) -> None:
+    shown, before = Images(dataset), draft()
+    shown.slice_bytes(dataset.case(dataset.case_ids[0]), "axial", 1)
+    thumbnail = thumbnail_png(dataset, shown, dataset.case(dataset.case_ids[0]))
+    turned = Grid(before.image.grid.shape_zyx, before.image.grid.affine.scaled((1, 1, -1)))
+    image = Volume(before.image.array, turned)
+    dataset.add(replace(before, image=image, source_sha256={"series": "f" * 64}), replace=True)
+    case = dataset.case(dataset.case_ids[0])
+    content, height, width = shown.slice_bytes(case, "axial", 1)
+    expected = dataset.load_image(case).to_canonical()[0].array[1]
+    assert np.array_equal(np.frombuffer(content, "<i2").reshape(height, width), expected)
+    assert thumbnail_png(dataset, shown, case) != thumbnail
 
 
 def test_what_the_server_keeps_does_not_grow(dataset: Dataset) -> None:

@@ -20,6 +20,12 @@ KEPT_SLABS = 16
 """Of at most 16 MB each for a 512×512 image: what the server keeps, however many cases are opened."""
 
 
+def image_key(case: Case) -> str:
+    """Of what the page shows of an image: the same voxels lie otherwise where the grid is another."""
+    grid = case.image.grid.to_json()
+    return cache_key(case.image.content_sha256, purpose="review", orientation="canonical", grid=grid)
+
+
 class Images:
     """Reads slices of a dataset's images from the cache, which it fills on the first opening.
 
@@ -40,22 +46,23 @@ class Images:
     def open(self, case: Case) -> CropReader:
         """The image as the page shows it: int16, Z Superior, Y Posterior, X Left."""
 
+        key = image_key(case)
+
         def build() -> Array:
             volume, _ = self._dataset.load_image(case).to_canonical()
             array = volume.array
             rounded = np.clip(np.rint(array), -32768, 32767) if array.dtype.kind == "f" else array
             fresh: Array = rounded.astype(np.int16, copy=False)
             with self._changed:
-                self._fresh[case.case_id] = fresh
+                self._fresh[key] = fresh
                 self._changed.notify_all()
             return fresh
 
-        key = cache_key(case.image.content_sha256, purpose="review", orientation="canonical")
         try:
             return cached_array(self._dataset.cache_folder, key, build)
         finally:
             with self._changed:
-                self._fresh.pop(case.case_id, None)
+                self._fresh.pop(key, None)
                 self._changed.notify_all()
 
     def slice_bytes(self, case: Case, plane: str, index: int) -> tuple[bytes, int, int]:
@@ -85,7 +92,7 @@ class Images:
 
     def _slab(self, case: Case, axis: int, number: int) -> Array:
         """Read by whoever asks first; others who ask meanwhile wait for that one only."""
-        key = (case.case_id, axis, number)
+        key = (image_key(case), axis, number)
         with self._lock:
             loading = self._loading.setdefault(key, threading.Lock())
         with loading:
@@ -105,16 +112,17 @@ class Images:
         return slab
 
     def _read_ahead(self, case: Case, axis: int, number: int, length: int) -> None:
-        if 0 <= number * SLAB < length and (case.case_id, axis, number) not in self._slabs:
+        if 0 <= number * SLAB < length and (image_key(case), axis, number) not in self._slabs:
             self._ahead.submit(self._slab, case, axis, number)
 
     def _readable(self, case: Case) -> Array | CropReader:
         """The image as soon as a part can be read: while it is compressed, the array itself."""
+        key = image_key(case)
         opening: Future[CropReader] = self._pool.submit(self.open, case)
         opening.add_done_callback(self._tell)
         with self._changed:
-            self._changed.wait_for(lambda: case.case_id in self._fresh or opening.done())
-            fresh = self._fresh.get(case.case_id)
+            self._changed.wait_for(lambda: key in self._fresh or opening.done())
+            fresh = self._fresh.get(key)
         return opening.result() if fresh is None else fresh
 
     def _tell(self, opening: Future[CropReader]) -> None:

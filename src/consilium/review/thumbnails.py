@@ -10,7 +10,7 @@ from consilium.cases.dataset import Dataset
 from consilium.geometry.crop import Box
 from consilium.geometry.volume import Grid
 from consilium.pages.pictures import SOFT_TISSUE_HU
-from consilium.review.images import Images
+from consilium.review.images import Images, image_key
 from consilium.types import Array
 
 HEIGHT_PIXELS = 96
@@ -18,7 +18,7 @@ HEIGHT_PIXELS = 96
 
 def thumbnail_png(dataset: Dataset, images: Images, case: Case) -> bytes:
     """The axial slice through the middle of what is contoured, in a soft-tissue window."""
-    path = dataset.cache_folder / "review" / f"thumbnail-{case.image.content_sha256[:24]}.png"
+    path = dataset.cache_folder / "review" / f"thumbnail-{image_key(case)}.png"
     if path.exists():
         return path.read_bytes()
     grid, reorientation = case.image.grid.to_canonical()
