@@ -1,7 +1,9 @@
 """Each guard of the page, as a test that fails when the guard is taken away."""
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2 as httpx
@@ -126,8 +128,6 @@ def test_every_answer_forbids_scripts_from_elsewhere(client: TestClient, dataset
 
 
 def test_markup_in_a_roi_name_and_in_a_reason_stays_text(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     source = draft()
     source = replace(source, annotations=(replace(source.annotations[0], structure=MARKUP),))
     dataset = create_dataset(tmp_path / "d")
@@ -172,6 +172,28 @@ def test_nothing_is_decided_about_a_contour_that_is_not_there(client: TestClient
         assert decide(client, case_id, ORIGIN, **changes).status_code == 404, changes
     assert correct(client, case_id, b"", structure="Liver").status_code == 404
     assert client.get(f"/place/0/case/{case_id}/history").json() == []
+
+
+def test_what_was_accepted_is_not_exported_once_another_contour_stands_in_its_place(
+    client: TestClient, dataset: Dataset
+) -> None:
+    case_id = dataset.case_ids[0]
+    page = client.get(f"/place/0/case/{case_id}").text
+    seen = json.loads(re.findall(r'id="record">(.*?)</script>', page)[0])
+    content = seen["sources"][0]["content"]
+    assert decide(client, case_id, ORIGIN, content=content).status_code == 200
+    export = f"/place/0/case/{case_id}/export"
+    assert client.post(export, headers=ORIGIN).status_code == 200
+    moved = replace(draft().annotations[0], mask=draft().annotations[1].mask)
+    fresh = replace(draft(), annotations=(moved,), source_sha256={"series": "f" * 64})
+    dataset.add(fresh, replace=True)
+    answer = client.post(export, headers=ORIGIN)
+    assert answer.status_code == 400
+    assert "decide again" in answer.text
+    stale = decide(client, case_id, ORIGIN, content=content, request_id="r2", seen=1)
+    assert stale.status_code == 409, "the page still shows the contour that was replaced"
+    assert decide(client, case_id, ORIGIN, request_id="r3", seen=1).status_code == 200
+    assert client.post(export, headers=ORIGIN).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,16 @@ def test_a_decision_is_read_back_by_another_opening(store: DecisionStore, tmp_pa
     assert recorded.decision == asked
 
 
+def test_a_history_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.sqlite"
+    asked = DecisionStore(path).decide(decision("1"), seen=0)
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE decisions DROP COLUMN contour_sha256")
+    again = DecisionStore(path)
+    later = again.decide(decision("2", contour_sha256="f00d"), seen=asked.number)
+    assert again.history() == [asked, later]
+
+
 def test_a_repeated_request_counts_once(store: DecisionStore) -> None:
     first = store.decide(decision("1"), seen=0)
     assert store.decide(decision("1"), seen=0) == first

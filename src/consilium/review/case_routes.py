@@ -13,8 +13,8 @@ from consilium.cases.case import Case, State
 from consilium.errors import DataError
 from consilium.geometry.crop import Box
 from consilium.pages.pictures import COLOURS
-from consilium.review.corrections import add_correction
-from consilium.review.desk import accepted_readers, case_of, desk_of, structures_of
+from consilium.review.corrections import add_correction, content_of
+from consilium.review.desk import accepted_readers, case_of, desk_of, stands, structures_of
 from consilium.review.rendering import render
 from consilium.review.store import Decision, DecisionConflict, Recorded, Verdict
 from consilium.review.thumbnails import thumbnail_png
@@ -81,13 +81,17 @@ def case_record(case: Case, latest: dict[str, Recorded]) -> dict[str, Any]:
                 "voxels": a.voxels,
                 "volume_cm3": a.volume_cm3,
                 "derived": a.derived,
+                "content": content_of(a),
                 "doubt": a.doubt,
                 "colour": colour_of[a.structure],
             }
             for a in case.annotations
         ],
         "structures": structures_of(case),
-        "decisions": {name: _decision_record(recorded) for name, recorded in latest.items()},
+        "decisions": {
+            name: _decision_record(recorded) | {"stands": stands(case, recorded)}
+            for name, recorded in latest.items()
+        },
     }
 
 
@@ -136,9 +140,10 @@ async def _decide(request: Request) -> Response:
     verdict = asked.get("verdict")
     if verdict not in {"accepted", "rejected"}:
         raise DataError("decision: verdict must be accepted or rejected; to correct, send the mask.")
-    if case.annotation(str(asked.get("structure")), str(asked.get("reader"))) is None:
+    reader = str(asked.get("reader"))
+    if case.annotation(str(asked.get("structure")), reader) is None:
         raise HTTPException(404, "decision: the case must have a contour of this structure and reader.")
-    decision = _decision(asked, case.case_id, str(asked.get("reader")), Verdict(verdict))
+    decision = _decision(asked, case.case_id, reader, Verdict(verdict), _content_seen(case, asked))
     recorded = await run_in_threadpool(lambda: desk.store.decide(decision, seen=_seen(asked)))
     return JSONResponse(_decision_record(recorded))
 
@@ -156,6 +161,7 @@ async def _correct(request: Request) -> Response:
         known = desk.store.find(str(asked.get("request_id")))
         if known is not None:
             return known
+        _content_seen(case, asked)
         latest, seen = desk.store.latest(case.case_id).get(structure), _seen(asked)
         if (latest.number if latest else 0) != seen:
             raise DecisionConflict(f"{structure}: somebody decided about it since this page was loaded.")
@@ -165,7 +171,8 @@ async def _correct(request: Request) -> Response:
             desk.store.intend(_decision(asked, case.case_id, reader, Verdict.CORRECTED), seen=seen)
 
         fresh, annotation = add_correction(desk.dataset, case.case_id, structure, mask, announce=announce)
-        decision = _decision(asked, case.case_id, annotation.reader, Verdict.CORRECTED)
+        drawn = content_of(annotation)
+        decision = _decision(asked, case.case_id, annotation.reader, Verdict.CORRECTED, drawn)
         recorded = desk.store.decide(decision, seen=seen)
         desk.attention.renew_soon(fresh)
         return recorded
@@ -181,6 +188,12 @@ async def _export(request: Request) -> Response:
     chosen = accepted_readers(latest)
     if not chosen:
         raise DataError("export: at least one structure must be accepted or corrected; none is yet.")
+    gone = sorted(name for name in chosen if not stands(case, latest[name]))
+    if gone:
+        raise DataError(
+            f"export: {', '.join(gone)}: the contour that was accepted must be in the dataset; it was "
+            "replaced or removed since. Look at the contour that is there now, and decide again."
+        )
     note = "; ".join(
         f"{name}: {latest[name].decision.verdict} by {latest[name].decision.person} {latest[name].time_utc}"
         for name in sorted(chosen)
@@ -189,7 +202,20 @@ async def _export(request: Request) -> Response:
     return JSONResponse({"file": str(path), "structures": sorted(chosen)})
 
 
-def _decision(asked: dict[str, Any], case_id: str, reader: str, verdict: Verdict) -> Decision:
+def _content_seen(case: Case, asked: dict[str, Any]) -> str:
+    """Digest of the contour meant; refused if the page showed another one under this reader's name."""
+    content = content_of(case.annotation(str(asked.get("structure")), str(asked.get("reader"))))
+    if asked.get("content", content) != content:
+        raise DecisionConflict(
+            f"{asked.get('structure')}: the contour was replaced since this page was loaded. Load the page "
+            "again, look at the contour that is there now, and decide then."
+        )
+    return content
+
+
+def _decision(
+    asked: dict[str, Any], case_id: str, reader: str, verdict: Verdict, contour_sha256: str = ""
+) -> Decision:
     try:
         return Decision(
             request_id=str(asked["request_id"]),
@@ -201,6 +227,7 @@ def _decision(asked: dict[str, Any], case_id: str, reader: str, verdict: Verdict
             reason=str(asked.get("reason", "")),
             seconds_spent=float(asked.get("seconds_spent", 0)),
             contour_changed_mm=float(asked.get("contour_changed_mm", 0)),
+            contour_sha256=contour_sha256,
         )
     except (KeyError, ValueError) as error:
         raise DataError(f"decision: a field is missing or of a wrong kind: {error}.") from error

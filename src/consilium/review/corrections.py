@@ -1,6 +1,7 @@
 """A corrected contour becomes a new reader in the dataset; what was there stays as it is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from consilium.cases.annotate import write_annotation
 from consilium.cases.case import Annotation, Case
@@ -53,15 +54,21 @@ def complete_corrections(dataset: Dataset, store: DecisionStore) -> int:
     for decision, seen in store.intents():
         known = decision.case_id in dataset.case_ids
         case = dataset.case(decision.case_id) if known else None
-        if case is None or case.annotation(decision.structure, decision.reader) is None:
+        drawn = None if case is None else case.annotation(decision.structure, decision.reader)
+        if drawn is None:
             store.forget(decision.request_id)
             continue
         try:
-            store.decide(decision, seen=seen)
+            store.decide(replace(decision, contour_sha256=content_of(drawn)), seen=seen)
             made += 1
         except DecisionConflict:
             store.forget(decision.request_id)
     return made
+
+
+def content_of(annotation: Annotation | None) -> str:
+    """What a decision notes of the contour meant: its digest, ``absent``, or nothing where there is none."""
+    return "" if annotation is None else annotation.content_sha256 or "absent"
 
 
 def _next_reader(case: Case) -> str:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from consilium.cases.case import Case, State
 from consilium.cases.dataset import Dataset
 from consilium.review.attention import Attention
-from consilium.review.corrections import complete_corrections
+from consilium.review.corrections import complete_corrections, content_of
 from consilium.review.images import Images
 from consilium.review.store import DecisionStore, Recorded, Verdict
 
@@ -72,9 +72,16 @@ def structures_of(case: Case) -> list[str]:
     return sorted({a.structure for a in case.annotations if a.state is not State.UNKNOWN})
 
 
+def stands(case: Case, recorded: Recorded) -> bool:
+    """Whether the contour that was decided about is still the one in the dataset."""
+    decision = recorded.decision
+    now = content_of(case.annotation(decision.structure, decision.reader))
+    return bool(now) and decision.contour_sha256 in {"", now}
+
+
 def decided_structures(case: Case, latest: dict[str, Recorded]) -> int:
-    """How many of them are decided about."""
-    return sum(name in latest for name in structures_of(case))
+    """How many of them are decided about, as they are now."""
+    return sum(name in latest and stands(case, latest[name]) for name in structures_of(case))
 
 
 def accepted_readers(latest: dict[str, Recorded]) -> dict[str, str]:

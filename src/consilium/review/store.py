@@ -24,7 +24,8 @@ CREATE TABLE IF NOT EXISTS decisions (
     reason TEXT NOT NULL,
     time_utc TEXT NOT NULL,
     seconds_spent REAL NOT NULL CHECK (seconds_spent >= 0),
-    contour_changed_mm REAL NOT NULL CHECK (contour_changed_mm >= 0)
+    contour_changed_mm REAL NOT NULL CHECK (contour_changed_mm >= 0),
+    contour_sha256 TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS intents (
     request_id TEXT PRIMARY KEY,
@@ -37,6 +38,8 @@ BEGIN SELECT RAISE(ABORT, 'decisions are append-only'); END;
 CREATE TRIGGER IF NOT EXISTS never_removed BEFORE DELETE ON decisions
 BEGIN SELECT RAISE(ABORT, 'decisions are append-only'); END;
 """
+COLUMN_SINCE = "ALTER TABLE decisions ADD COLUMN contour_sha256 TEXT NOT NULL DEFAULT ''"
+"""For histories that were begun before decisions noted which contour they are about."""
 MAX_REASON_LENGTH = 1000
 BUSY_TIMEOUT_S = 10.0
 
@@ -67,6 +70,7 @@ class Decision:
         reason: Why; may be empty.
         seconds_spent: Time between opening the structure and deciding.
         contour_changed_mm: Length of contour that was drawn anew.
+        contour_sha256: Digest of the contour meant; ``absent`` without one, empty where it is not known.
     """
 
     request_id: str
@@ -78,6 +82,7 @@ class Decision:
     reason: str = ""
     seconds_spent: float = 0.0
     contour_changed_mm: float = 0.0
+    contour_sha256: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.person.strip()) <= 64 or not self.person.isprintable():
@@ -120,6 +125,9 @@ class DecisionStore:
         with self._connection() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(SCHEMA)
+            columns = [row["name"] for row in connection.execute("PRAGMA table_info(decisions)")]
+            if "contour_sha256" not in columns:
+                connection.execute(COLUMN_SINCE)
 
     def decide(self, decision: Decision, *, seen: int) -> Recorded:
         """Append a decision.
@@ -151,7 +159,8 @@ class DecisionStore:
             time_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
             cursor = connection.execute(
                 "INSERT INTO decisions (request_id, case_id, structure, reader, verdict, person, reason, "
-                "time_utc, seconds_spent, contour_changed_mm) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "time_utc, seconds_spent, contour_changed_mm, contour_sha256) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     decision.request_id,
                     decision.case_id,
@@ -163,6 +172,7 @@ class DecisionStore:
                     time_utc,
                     decision.seconds_spent,
                     decision.contour_changed_mm,
+                    decision.contour_sha256,
                 ),
             )
             return Recorded(number=cursor.lastrowid or 0, time_utc=time_utc, decision=decision)

@@ -82,7 +82,7 @@ function sourceRow(source, first) {
     row.append(Object.assign(element("span", "doubt", `doubt ${source.doubt.toFixed(2)}`), { title: `The model expects a Dice of ${(1 - source.doubt).toFixed(2)}` }));
   }
   const verdict = view.decisions[source.structure];
-  if (verdict && verdict.reader === source.reader) row.append(element("span", `verdict ${verdict.verdict}`, verdict.verdict));
+  if (verdict?.stands && verdict.reader === source.reader) row.append(element("span", `verdict ${verdict.verdict}`, verdict.verdict));
   row.append(element("span", "volume", source.state === "absent" ? "not there" : `${source.volume_cm3.toFixed(1)} cm³`));
   row.addEventListener("click", () => select(source));
   return row;
@@ -161,7 +161,7 @@ export async function lookAt(structure, reader, otherReader) {
 // A structure that nobody said anything about here: an empty contour to draw into.
 export function addStructure(structure) {
   const colour = "#ffffff";
-  const source = { structure, reader: "new", state: "absent", volume_cm3: 0, derived: false, doubt: null, colour, dash: [], visible: true, mask: null };
+  const source = { structure, reader: "new", content: "", state: "absent", volume_cm3: 0, derived: false, doubt: null, colour, dash: [], visible: true, mask: null };
   view.sources.push(source);
   return select(source);
 }

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { find, nextOpen, select, showSources, takeSources } from "./contours.js";
 import { Editor } from "./edit.js";
 import { changedContourMm } from "./mask.js";
-import { $, drawSoon, guarded, panes, say, spacing, view } from "./state.js";
+import { $, drawSoon, guarded, isDecided, panes, say, spacing, view } from "./state.js";
 
 let editor = null, editing = null, original = null;
 export const correcting = () => editor;
@@ -72,13 +72,13 @@ function asked(extra) {
     throw new Error("Fill in your name: a decision says who decided.");
   }
   localStorage.setItem("consilium-person", person);
-  const { structure, reader } = view.selected;
-  return { request_id: api.requestId(), structure, reader, person, reason: $("reason").value,
+  const { structure, reader, content } = view.selected;
+  return { request_id: api.requestId(), structure, reader, content, person, reason: $("reason").value,
     seconds_spent: seconds(), seen: view.decisions[structure]?.number ?? 0, ...extra };
 }
 
 async function decided(decision, text) {
-  view.decisions = { ...view.decisions, [decision.structure]: decision };
+  view.decisions = { ...view.decisions, [decision.structure]: { ...decision, stands: true } };
   $("reason").value = "";
   $("accept").blur();
   showSources();
@@ -90,7 +90,7 @@ async function decided(decision, text) {
   } else {
     view.since = performance.now();
     view.hiddenMs = 0;
-    const left = view.structures.filter((name) => !(name in view.decisions)).length;
+    const left = view.structures.filter((name) => !isDecided(name)).length;
     say(left ? text : `${text} Everything is decided: export what was accepted (x), or go to the next case (n).`);
   }
 }

@@ -37,4 +37,4 @@ export function goTo(axis, index) {
   drawSoon();
 }
 
-export const isDecided = (structure) => structure in view.decisions;
+export const isDecided = (structure) => view.decisions[structure]?.stands ?? false;
