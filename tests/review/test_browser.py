@@ -270,6 +270,29 @@ def test_fill_between_and_smooth_do_what_they_say(page: Any, dataset: Dataset) -
     page.locator("#message", has_text=re.compile(r"\d+ voxels changed|Nothing to change")).wait_for()
 
 
+def test_fill_between_does_not_depend_on_the_box_around_the_mask(page: Any) -> None:
+    open_case(page)
+    tight, roomy = page.evaluate(
+        """async () => {
+        const { MaskVolume } = await import('/static/mask.js');
+        const { Editor } = await import('/static/edit.js');
+        const fill = (edges) => {
+          const count = (edges[3] - edges[0]) * (edges[4] - edges[1]) * (edges[5] - edges[2]);
+          const mask = new MaskVolume([9, 30, 30], edges, new Uint8Array(Math.ceil(count / 8)));
+          for (const [z, half] of [[0, 4], [8, 1]])
+            for (let y = 15 - half; y <= 15 + half; y++)
+              for (let x = 15 - half; x <= 15 + half; x++) mask.set(z, y, x, 1);
+          new Editor(mask, [3, 1, 1]).fillBetween();
+          const sum = (z) => mask.slice('axial', z).values.reduce((a, b) => a + b, 0);
+          return Array.from({ length: 9 }, (_, z) => sum(z));
+        };
+        return [fill([0, 11, 11, 9, 20, 20]), fill([0, 0, 0, 9, 30, 30])]; }"""
+    )
+    assert tight == roomy
+    assert tight == sorted(tight, reverse=True), "a cone between a large and a small square"
+    assert 9 < tight[4] < 81
+
+
 def test_a_second_tab_that_is_behind_is_told_so(page: Any, dataset: Dataset) -> None:
     open_case(page)
     other = page.context.new_page()

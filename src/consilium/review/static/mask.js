@@ -186,10 +186,16 @@ export function changedContourMm(before, now, spacing) {
 }
 
 // Signed distance to the edge of a mask in pixels (Felzenszwalb and Huttenlocher 2012): positive inside.
+// A ring of background stands around, for what lies beyond the mask's box is outside.
 export function signedDistance(values, height, width) {
-  const toBackground = squaredDistance(values, height, width, 0);
-  const toInside = squaredDistance(values, height, width, 1);
-  return Float32Array.from(toBackground, (d, i) => Math.sqrt(d) - Math.sqrt(toInside[i]));
+  const rows = height + 2, columns = width + 2, padded = new Uint8Array(rows * columns);
+  for (let a = 0; a < height; a++) padded.set(values.subarray(a * width, (a + 1) * width), (a + 1) * columns + 1);
+  const toBackground = squaredDistance(padded, rows, columns, 0);
+  const toInside = squaredDistance(padded, rows, columns, 1);
+  return Float32Array.from(values, (_, i) => {
+    const at = (Math.floor(i / width) + 1) * columns + (i % width) + 1;
+    return Math.sqrt(toBackground[at]) - Math.sqrt(toInside[at]);
+  });
 }
 
 function squaredDistance(values, height, width, target) {
