@@ -293,6 +293,31 @@ def test_fill_between_does_not_depend_on_the_box_around_the_mask(page: Any) -> N
     assert 9 < tight[4] < 81
 
 
+def test_a_double_click_or_a_key_held_down_decides_about_one_structure(page: Any) -> None:
+    open_case(page)
+    page.fill("#person", "Dr Test")
+    page.evaluate("() => document.activeElement.blur()")
+    decided = "Object.keys(window.consilium.view.decisions).length"
+    page.mouse.move(0, 0)
+    box = page.locator("#accept").bounding_box()
+    at = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for clicks in (1, 2):
+        page.mouse.move(*at)
+        page.mouse.down(click_count=clicks)
+        page.mouse.up(click_count=clicks)
+        page.wait_for_function(f"() => {decided} > 0")
+        said(page, "Next:")
+    page.wait_for_timeout(500)
+    assert page.evaluate(decided) == 1
+    page.keyboard.down("a")
+    page.wait_for_function(f"() => {decided} > 1")
+    for _ in range(3):
+        page.keyboard.down("a")
+        page.wait_for_timeout(200)
+    page.keyboard.up("a")
+    assert page.evaluate(decided) == 2
+
+
 def test_a_second_tab_that_is_behind_is_told_so(page: Any, dataset: Dataset) -> None:
     open_case(page)
     other = page.context.new_page()

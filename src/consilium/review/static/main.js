@@ -121,13 +121,14 @@ const KEYS = {
   f: fill, s: smooth, z: undo, a: () => decide("accepted"), r: () => decide("rejected"), c: save, x: exportAccepted,
   n: () => $("next").click(), p: () => $("previous").click(), "?": () => $("keys").showModal(),
 };
+const ONCE = "arcx";  // a key that is held down must not decide about what comes next
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest?.("input:not([type=range]):not([type=checkbox]):not([type=color]), select, textarea");
   if (typing || $("keys").open) return;
   const command = event.ctrlKey || event.metaKey ? (event.key === "z" ? undo : null) : KEYS[event.key];
   if (!command) return;
   event.preventDefault();
-  command();
+  if (!event.repeat || !ONCE.includes(event.key)) command();
 });
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) hiddenAt = performance.now();
@@ -161,8 +162,10 @@ $("eraser").addEventListener("click", () => setTool("eraser"));
 $("undo").addEventListener("click", undo);
 $("smooth").addEventListener("click", smooth);
 $("fill").addEventListener("click", fill);
-$("accept").addEventListener("click", () => decide("accepted"));
-$("reject").addEventListener("click", () => decide("rejected"));
+// The second click of a double click would decide about the next structure, which nobody looked at.
+for (const [id, verdict] of [["accept", "accepted"], ["reject", "rejected"]]) {
+  $(id).addEventListener("click", (event) => { if (event.detail < 2) decide(verdict); });
+}
 $("save").addEventListener("click", save);
 $("export").addEventListener("click", exportAccepted);
 $("help").addEventListener("click", () => $("keys").showModal());
