@@ -293,6 +293,29 @@ def test_fill_between_does_not_depend_on_the_box_around_the_mask(page: Any) -> N
     assert 9 < tight[4] < 81
 
 
+def test_what_is_drawn_while_a_correction_is_saved_is_not_shown_as_saved(page: Any, dataset: Dataset) -> None:
+    case_id = open_case(page)
+    choose(page, "Rectum", "clinical")
+    page.keyboard.press("b")
+    draw(page, -120, 60)
+    page.fill("#person", "Dr Test")
+    page.evaluate(
+        """() => { const fetched = window.fetch;
+        window.fetch = async (...given) => {
+          if (String(given[0]).endsWith('/correct')) await new Promise((done) => { window.release = done; });
+          return fetched(...given); }; }"""
+    )
+    page.locator("#save").click()
+    page.wait_for_function("() => window.release")
+    page.keyboard.press("b")
+    draw(page, 100, -60)
+    page.keyboard.press("z")
+    page.evaluate("() => window.release()")
+    said(page, "Saved as correction-1")
+    choose(page, "Rectum", "correction-1")
+    assert count(page) == np.count_nonzero(dataset.load_mask(dataset.case(case_id), "Rectum", "correction-1"))
+
+
 def test_a_double_click_or_a_key_held_down_decides_about_one_structure(page: Any) -> None:
     open_case(page)
     page.fill("#person", "Dr Test")

@@ -6,12 +6,14 @@ import { Editor } from "./edit.js";
 import { changedContourMm } from "./mask.js";
 import { $, drawSoon, guarded, isDecided, panes, say, spacing, view } from "./state.js";
 
-let editor = null, editing = null, original = null;
+let editor = null, editing = null, original = null, saving = false;
+const WAIT = "The correction is being saved; what is drawn now would not be in it.";
 export const correcting = () => editor;
 
 // ---- correcting --------------------------------------------------------------------------------------------
 
 export function setTool(tool) {
+  if (saving) return say(WAIT, true);
   if (tool && !view.selected?.mask) return say("Choose a contour in the list first (j).", true);
   view.tool = view.tool === tool ? null : tool;
   if (view.tool && editing !== view.selected) startCorrecting();
@@ -49,6 +51,7 @@ export function edited() {
 }
 
 export function edit(work) {
+  if (saving) return say(WAIT, true);
   if (!view.selected?.mask) return say("Choose a contour in the list first (j).", true);
   if (!editor) startCorrecting();
   const count = work(editor);
@@ -57,7 +60,8 @@ export function edit(work) {
 }
 
 export function undo() {
-  if (editor?.undo()) edited();
+  if (saving) say(WAIT, true);
+  else if (editor?.undo()) edited();
   else say("Nothing to undo.");
 }
 
@@ -104,11 +108,14 @@ export const decide = (verdict) => guarded(async () => {
 });
 
 export const save = () => guarded(async () => {
+  if (saving) return;
   if (!editor?.dirty) throw new Error("Nothing was changed: there is no correction to save.");
   const { box, bits } = editing.mask.pack();
   const question = asked({ box, contour_changed_mm: changedContourMm(original, editing.mask, spacing) });
-  const answer = await api.correct(question, bits);
   const drawn = editing.mask;
+  [saving, view.tool] = [true, null];
+  showTool();
+  const answer = await api.correct(question, bits).finally(() => { saving = false; });
   editing.mask = original;
   stopCorrecting();
   view.structures = answer.case.structures;
