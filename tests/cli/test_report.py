@@ -40,9 +40,8 @@ def write_evaluation(folder: Path) -> Path:
     }
     (folder / "evaluation.json").write_text(json.dumps(record))
     png = base64.b64encode(draw_panels([])).decode()
-    page = (
-        f'<img src="data:image/png;base64,{png}" alt="case-1: reference dashed, prediction drawn through.">'
-    )
+    caption = "Bladder, lowest Dice first: reference dashed, prediction drawn through."
+    page = f'<img src="data:image/png;base64,{png}" alt="{caption}">'
     (folder / "evaluation.html").write_text(page)
     return folder
 

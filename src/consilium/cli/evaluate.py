@@ -14,6 +14,7 @@ from consilium.cases.dataset import open_dataset
 from consilium.cases.files import write_atomically, write_json
 from consilium.cli.cascade_evaluation import evaluate_cascade_file
 from consilium.cli.console import console, print_table, progress_bar
+from consilium.cli.report_results import WORST_FIRST
 from consilium.errors import ConfigurationError
 from consilium.inference.cascade_file import find_cascade
 from consilium.inference.model import load_model
@@ -96,7 +97,7 @@ def evaluate(
             title="The worst of each structure",
             blocks=[
                 Figure(
-                    caption=f"{name}, lowest Dice first: reference dashed, prediction drawn through, in the "
+                    caption=f"{name}, {WORST_FIRST}: reference dashed, prediction drawn through, in the "
                     "slice where they differ most.",
                     png=_draw([panel for _, panel in found]),
                 )

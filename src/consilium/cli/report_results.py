@@ -1,6 +1,7 @@
 """The results in a report: per structure, per site, per scanner, and the worst cases with their pictures."""
 
 import base64
+import html
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from consilium.review.run_page import Blocks
 EVALUATION = "evaluation.json"
 SEED = 20261123
 WORST = 10
+WORST_FIRST = "lowest Dice first"
+"""In the caption of `evaluate`'s pictures, after the structure's name."""
 SHOWN = (
     ("dice", "Dice"),
     ("surface_dice", "surface Dice"),
@@ -95,9 +98,13 @@ def _worst(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Path]
         columns.insert(0, "site")
         rows = [[name, *row] for (name, _), row in zip(worst, rows, strict=True)]
     table = TableBlock(title=f"The {len(worst)} worst contours by Dice", columns=columns, rows=rows)
-    wanted = [row["case_id"] for _, row in worst]
-    pictures: Blocks = [figure for place in evaluations for figure in _pictures(place, wanted)]
-    missing = Text(text="The evaluation's page has no picture of these cases.", kind="note")
+    wanted = [(name, row["structure"]) for name, row in worst]
+    pictures: Blocks = [
+        figure
+        for name, place in zip(records, evaluations, strict=True)
+        for figure in _pictures(place, [structure for site, structure in wanted if site == name])
+    ]
+    missing = Text(text="The evaluation's page has no picture of these structures.", kind="note")
     return Section(title="Worst cases", blocks=[table, *(pictures or [missing])])
 
 
@@ -134,16 +141,16 @@ def _table(
 
 
 def _pictures(evaluation: Path, wanted: Sequence[str]) -> list[Figure]:
-    """The pictures of the wanted cases, taken from the evaluation's page."""
+    """The pictures of the wanted structures' worst cases, taken from the evaluation's page."""
     page = evaluation / "evaluation.html"
     if not page.exists():
         return []
     found = re.findall(
-        r'<img src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([\w-]+): ', page.read_text("utf-8")
+        rf'<img src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="(([^"]*), {WORST_FIRST}[^"]*)"',
+        page.read_text("utf-8"),
     )
-    by_case = {case_id: base64.b64decode(content) for content, case_id in found}
-    return [
-        Figure(caption=f"{case_id}: reference dashed, prediction drawn through.", png=by_case[case_id])
-        for case_id in dict.fromkeys(wanted)
-        if case_id in by_case
-    ]
+    by_structure = {
+        html.unescape(name): Figure(caption=html.unescape(caption), png=base64.b64decode(content))
+        for content, caption, name in found
+    }
+    return [by_structure[name] for name in dict.fromkeys(wanted) if name in by_structure]
