@@ -88,6 +88,18 @@ def test_sites_stand_side_by_side_with_an_interval_each(tmp_path: Path) -> None:
     assert [row[0] for row in rows_of(sections, "The 4 worst contours by Dice")] == ["north", "south"] * 2
 
 
+def test_sites_whose_evaluations_have_one_name_are_told_apart(tmp_path: Path) -> None:
+    run, places = write_run(tmp_path / "run"), []
+    for site in ("north", "south"):
+        (tmp_path / site).mkdir()
+        places.append(write_evaluation(tmp_path / site / "results"))
+    sections = report_sections(run, places, fingerprint="abc")
+    rows = rows_of(sections, "Dice per structure and site")
+    assert [row[1] for row in rows] == ["north/results", "south/results"]
+    with pytest.raises(ConfigurationError, match="named once"):
+        report_sections(run, [places[0], places[0]], fingerprint="abc")
+
+
 def test_one_evaluation_is_split_by_scanner_where_there_are_several(tmp_path: Path) -> None:
     run, place = write_run(tmp_path / "run"), write_evaluation(tmp_path / "evaluation")
     record = json.loads((place / "evaluation.json").read_text())

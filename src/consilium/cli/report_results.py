@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from consilium.cases.files import read_json
+from consilium.errors import ConfigurationError
 from consilium.metrics.intervals import bootstrap_mean
 from consilium.pages.page import Figure, Section, TableBlock, Text, format_range
 from consilium.review.run_page import Blocks
@@ -34,7 +35,8 @@ def result_sections(run: Path, evaluations: Sequence[Path]) -> list[Section]:
     """Results of every evaluation; one that says how to make them where there is none."""
     if not evaluations:
         return [Section(title="Results", blocks=_no_results(run))]
-    records = {_site_name(place): read_json(place / EVALUATION) for place in evaluations}
+    names = _site_names(evaluations)
+    records = {name: read_json(place / EVALUATION) for name, place in zip(names, evaluations, strict=True)}
     sections = []
     for name, record in records.items():
         title = "Results" if len(records) == 1 else f"Results: {name}"
@@ -46,9 +48,17 @@ def result_sections(run: Path, evaluations: Sequence[Path]) -> list[Section]:
     return [*sections, _worst(records, evaluations)]
 
 
-def _site_name(evaluation: Path) -> str:
-    """What people call it: its folder, or the folder above one that is just called evaluation."""
-    return evaluation.name if evaluation.name != "evaluation" else evaluation.resolve().parent.name
+def _site_names(evaluations: Sequence[Path]) -> list[str]:
+    """What people call each: its folder without a last ``evaluation``; those above where two are alike."""
+    folders = [place.resolve() for place in evaluations]
+    parts = [(f.parent if f.name == "evaluation" else f).parts for f in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigurationError(
+        f"--evaluation: every evaluation must be named once; found {folders[0].name} and others twice."
+    )
 
 
 def _groups(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
