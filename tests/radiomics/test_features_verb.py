@@ -191,6 +191,16 @@ def test_a_mask_of_another_grid_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz", tmp_path / "out.csv")
 
 
+def test_probabilities_are_no_mask(tmp_path: Path) -> None:
+    case = draft()
+    values = np.zeros(case.image.grid.shape_zyx, np.float32)
+    values[4:8, 4:12, 4:12] = 0.5
+    write_nifti(tmp_path / "ct.nii.gz", case.image)
+    write_nifti(tmp_path / "tumour.nii.gz", Volume(values, case.image.grid))
+    with pytest.raises(DataError, match="whole numbers"):
+        run(tmp_path / "ct.nii.gz", tmp_path / "tumour.nii.gz", tmp_path / "f.csv")
+
+
 @pytest.mark.parametrize(
     ("permutation", "flips"), [((2, 1, 0), (0,)), ((1, 2, 0), (1, 2)), ((0, 1, 2), (0, 1))]
 )

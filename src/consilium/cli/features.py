@@ -14,7 +14,7 @@ from consilium.cases.dataset import Dataset, open_dataset
 from consilium.cases.files import write_json
 from consilium.cases.nifti import read_nifti
 from consilium.cli.console import console, print_table, progress_bar
-from consilium.errors import ConfigurationError, GeometryError
+from consilium.errors import ConfigurationError, DataError, GeometryError
 from consilium.geometry.volume import Volume
 from consilium.radiomics.definitions import definitions, split_tag
 from consilium.radiomics.extraction import (
@@ -192,7 +192,13 @@ def _of_image(
                 f"{file.name}: must lie on the image's grid {image.grid.shape_zyx}; found "
                 f"{mask.grid.shape_zyx} or another place. Resample the mask, or take its own image."
             )
-        values = [int(v) for v in np.unique(mask.array) if v]
+        found = np.unique(mask.array)
+        if not np.array_equal(found, np.rint(found)):
+            raise DataError(
+                f"{file.name}: a mask must hold whole numbers; found values of {found.min():g} to "
+                f"{found.max():g}. Make a mask of the probabilities first, e.g. of those from 0.5 on."
+            )
+        values = [int(v) for v in found if v]
         for value in values:
             label = name if values == [1] or len(values) == 1 else f"{name}-{value}"
             if structures and label not in structures:
