@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from consilium.cases.annotate import write_annotation
 from consilium.cases.case import Case, Instance
 from consilium.cases.dataset import create_dataset
 from consilium.cases.draft import AnnotationDraft, CaseDraft
@@ -145,6 +146,15 @@ def test_a_prediction_is_measured_beside_the_readers(tmp_path: Path) -> None:
     assert volumes["prediction", 2] == volumes["reader-1", 2]
     assert ("prediction", 1) not in volumes
     assert skipped.reasons == []
+
+
+def test_a_models_proposal_in_the_dataset_is_no_reader(tmp_path: Path) -> None:
+    dataset = create_dataset(tmp_path / "d")
+    case, _ = dataset.add(draft())
+    mask = dataset.load_mask(case, "Bladder", "clinical")
+    write_annotation(dataset, case.case_id, "Bladder", mask, reader="model-0123abcd")
+    run(dataset.folder, tmp_path / "f.csv", "--settings", settings_file(tmp_path))
+    assert {row.contour.reader for row in read_table(tmp_path / "f.csv")} == {"clinical", "reader-2"}
 
 
 def test_stability_is_written_beside_the_table(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def _contours(dataset: Dataset, case: Case, structures: Iterable[str]) -> Iterat
         for annotation in case.annotations:
             if annotation.structure != structure or annotation.state is not State.CONTOURED:
                 continue
+            if annotation.proposed:  # nobody's contour: it must not count as a reader
+                continue
             labels = dataset.load_instances(case, structure, annotation.reader)
             yield from _instances(labels, case, structure, several, annotation.reader, annotation.derived)
 
