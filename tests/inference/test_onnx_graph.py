@@ -55,6 +55,19 @@ def test_the_graph_gives_the_network_s_probabilities(changes: dict[str, object])
         assert np.abs(found - expected).max() < 2e-4
 
 
+@pytest.mark.parametrize("ending", [".onnx", ".xml", ".savedmodel"])
+def test_a_network_for_adaptation_is_not_written_for_others(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = NetworkConfig(**{**SETTINGS, "kind": "unet3d", "in_channels": 4})  # type: ignore[arg-type]
+    network = build_shaken(config, torch.float32)
+    save_model(tmp_path / "one.consilium", describe(config), dict(network.state_dict()))
+    out = tmp_path / f"two{ending}"
+    assert run_verb(build_command(), ["convert", str(tmp_path / "one.consilium"), str(out)]) == 2
+    assert "adapt --model" in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+
+
 def test_a_model_goes_round_by_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = NetworkConfig(**{**SETTINGS, "kind": "unet3d"})  # type: ignore[arg-type]
     network = build_shaken(replace(config, heads=1), torch.float32)

@@ -36,6 +36,11 @@ def convert(
     if out.suffix not in KINDS:
         raise ConfigurationError(f"convert: the ending must be one of {', '.join(KINDS)}; got {out.name!r}.")
     description, weights, digest = read_model_file(model / BEST if model.is_dir() else model)
+    if description.takes_prior and out.suffix != MODEL_SUFFIX:
+        raise ConfigurationError(
+            "convert: the model must contour by itself; this one's output is added to the contours of an "
+            f"earlier day, which no file but {MODEL_SUFFIX} says. Use it with consilium adapt --model."
+        )
     arrays = {name: value.numpy() for name, value in weights.items()}
     if out.suffix == ".onnx":
         write_atomically(out, build_onnx(description, arrays))
