@@ -116,7 +116,7 @@ def learn(
         Whether the budget is spent; else it was stopped, and the checkpoint holds where.
 
     Raises:
-        RunError: A loss that is no number.
+        RunError: A loss or gradient that is no finite number.
     """
     _resume(learner, sitting)
     now = time.process_time if budget.cpu_time else time.monotonic
@@ -137,13 +137,14 @@ def learn(
 
 def _take_step(learner: Learner, loss: Tensor) -> None:
     value = float(loss.detach())
-    if not np.isfinite(value):
-        raise RunError(
-            f"training, step {learner.step}: the loss must be a number; it became {value}. Lower the rate."
-        )
     learner.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(learner.network.parameters(), CLIP_NORM)
+    norm = float(nn.utils.clip_grad_norm_(learner.network.parameters(), CLIP_NORM))
+    if not np.isfinite(value) or not np.isfinite(norm):
+        raise RunError(
+            f"training, step {learner.step}: loss and gradient must be finite; found {value} and {norm}. "
+            "Lower the rate."
+        )
     learner.optimiser.step()
     keep = min(AVERAGE, (learner.step + 1) / (learner.step + 10))
     with torch.no_grad():
