@@ -1,7 +1,9 @@
 """Each guard of the page, as a test that fails when the guard is taken away."""
 
+import errno
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from consilium.cases.dataset import Dataset, create_dataset
-from consilium.review import security
+from consilium.review import case_routes, security
 from consilium.review.app import build_app
 from consilium.review.attention import Look, Reason
-from consilium.review.places import place_of
+from consilium.review.places import Kind, Place, place_of
 from tests.cases.drafts import draft
 
 PORT = 8123
@@ -164,6 +166,32 @@ def correct(client: TestClient, case_id: str, bits: bytes, **changes: object) ->
     head = json.dumps(decision(**({"verdict": "corrected", "box": None} | changes))).encode()
     body = len(head).to_bytes(4, "little") + head + bits
     return client.post(f"/place/0/case/{case_id}/correct", headers=ORIGIN, content=body)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), sqlite3.OperationalError("disk is full")]
+)
+def test_a_full_disk_is_said_and_nothing_is_recorded(
+    client: TestClient, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(case_routes, "add_correction", full)
+    answer = correct(client, dataset.case_ids[0], b"")
+    assert answer.status_code == 500
+    assert "free some space" in answer.text.lower()
+    assert str(dataset.folder) not in answer.text
+    assert client.get(f"/place/0/case/{dataset.case_ids[0]}/history").json() == []
+
+
+def test_a_page_that_was_deleted_does_not_take_the_others_with_it(dataset: Dataset, tmp_path: Path) -> None:
+    gone = Place(kind=Kind.PAGE, folder=tmp_path / "gone.html", name="gone")
+    places = [place_of(dataset), gone]
+    app = build_app(places, token=TOKEN, port=PORT, export=lambda *_: Path("out.dcm"))
+    with TestClient(app, base_url=f"http://127.0.0.1:{PORT}") as client:
+        assert client.get(f"/?token={TOKEN}").status_code == 200
+        assert client.get("/place/1/page").status_code == 500
 
 
 def test_nothing_is_decided_about_a_contour_that_is_not_there(client: TestClient, dataset: Dataset) -> None:

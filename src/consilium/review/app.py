@@ -1,5 +1,6 @@
 """The page's routes: home, each place (cases, run, federation, contours, page), decisions, static files."""
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from importlib import resources
@@ -48,7 +49,12 @@ def build_app(places: Sequence[Place], *, token: str, port: int, export: Export)
             *case_routes(),
         ],
         middleware=[Middleware(Guard, token=token, port=port)],
-        exception_handlers={ConsiliumError: _refused, HTTPException: _http_error},
+        exception_handlers={
+            ConsiliumError: _refused,
+            HTTPException: _http_error,
+            OSError: _not_done,
+            sqlite3.Error: _not_done,
+        },
     )
     app.state.templates, app.state.places = build_templates(), tuple(places)
     app.state.desks = {
@@ -129,6 +135,16 @@ async def _static(request: Request) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     status = 409 if isinstance(error, DecisionConflict) else 400
     return PlainTextResponse(str(error), status)
+
+
+async def _not_done(request: Request, error: Exception) -> Response:
+    """The disk is full, a folder may not be written to or is gone: what was asked for was not done."""
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return PlainTextResponse(
+        f"The system refused to read or write a file: {reason or type(error).__name__}. This was not done: "
+        "free some space, or look whether the folder is there and may be written to, and try again.",
+        500,
+    )
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -50,7 +50,10 @@ def _card(number: int, place: Place, desk: Desk | None) -> Card:
 
 def _subtitle(page: Path) -> str:
     """What a page of ours says below its title."""
-    found = SUBTITLE.search(page.read_text(encoding="utf-8"))
+    try:
+        found = SUBTITLE.search(page.read_text(encoding="utf-8"))
+    except OSError:
+        return "no longer there, or not to be read"
     return html.unescape(found[1]) if found else ""
 
 
