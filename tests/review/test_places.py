@@ -19,7 +19,7 @@ from consilium.review import case_list
 from consilium.review.app import build_app
 from consilium.review.decisions_page import decision_sections
 from consilium.review.federation_page import site_lines
-from consilium.review.places import find_places
+from consilium.review.places import Kind, find_places
 from consilium.review.run_page import run_sections, say_duration, seconds_left
 from consilium.review.store import Decision, Recorded, Verdict
 from tests.cases.drafts import draft
@@ -39,6 +39,14 @@ def looking_at(folder: Path) -> Iterator[TestClient]:
 def rows_of(sections: list[Section], title: str) -> list[tuple[object, ...]]:
     tables = [b for s in sections for b in s.blocks if isinstance(b, TableBlock) and b.title == title]
     return [tuple(row) for row in tables[0].rows]
+
+
+@pytest.mark.parametrize("content", ["[1]", "{// a comment"])
+def test_a_config_of_another_program_does_not_hide_what_is_ours(tmp_path: Path, content: str) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(content)
+    assert [place.kind for place in find_places(tmp_path)] == [Kind.RUN]
 
 
 def test_a_run_says_how_far_it_is_and_how_long_it_will_take(tmp_path: Path) -> None:

@@ -117,8 +117,16 @@ def _kind_of(folder: Path) -> Kind | None:
         return Kind.FEDERATION
     if (folder / CONTOURS).exists():
         return Kind.CONTOURED
-    config = folder / "config.json"
-    return Kind.RUN if config.exists() and read_json(config).get("plan") else None
+    return Kind.RUN if _is_run_config(folder / "config.json") else None
+
+
+def _is_run_config(config: Path) -> bool:
+    """Whether it is a run's; many programs keep a file of this name."""
+    try:
+        record = read_json(config) if config.exists() else None
+    except DataError:
+        return False
+    return isinstance(record, dict) and bool(record.get("plan"))
 
 
 def _is_page(file: Path) -> bool:
