@@ -204,6 +204,15 @@ def run(*arguments: object) -> str:
     return str(result.output)
 
 
+def test_instances_as_a_spreadsheet_writes_them_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "target.csv"
+    path.write_text("case_id,structure,instance,malignant\ncase-1,Nodule,2.0,1\n")
+    assert targets_from_csv(path, "malignant") == {("case-1", "Nodule", 2): 1}
+    path.write_text("case_id,structure,instance,malignant\ncase-1,Nodule,left,1\n")
+    with pytest.raises(DataError, match="whole number"):
+        targets_from_csv(path, "malignant")
+
+
 def test_the_verb_writes_figures_predictions_and_a_picture(tmp_path: Path, rng: np.random.Generator) -> None:
     given = cohort(rng, subjects=120)
     rows = [

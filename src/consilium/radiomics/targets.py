@@ -93,7 +93,7 @@ def targets_from_csv(path: Path, column: str) -> dict[Subject, int]:
     under the subject ``(case_id, "", 0)``. Values are 0 or 1; an empty cell is not known.
 
     Raises:
-        DataError: If a column is missing or a value is neither 0 nor 1.
+        DataError: If a column is missing, a value is neither 0 nor 1, or an instance is no whole number.
     """
     found = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -108,9 +108,20 @@ def targets_from_csv(path: Path, column: str) -> dict[Subject, int]:
             if value not in {"", "0", "1"}:
                 raise DataError(f"{path.name}: {column!r} must be 0, 1 or empty; found {value!r}.")
             if value:
-                subject = record["case_id"], record.get("structure") or "", int(record.get("instance") or 0)
-                found[subject] = int(value)
+                number = _instance(path, record.get("instance") or "0")
+                found[record["case_id"], record.get("structure") or "", number] = int(value)
     return found
+
+
+def _instance(path: Path, cell: str) -> int:
+    """A number of an instance; spreadsheets and pandas write 1 as 1.0."""
+    try:
+        number = float(cell)
+    except ValueError:
+        number = -1.0
+    if number < 0 or not number.is_integer():
+        raise DataError(f"{path.name}: 'instance' must be a whole number from 0; found {cell!r}.")
+    return int(number)
 
 
 def build_cohort(
