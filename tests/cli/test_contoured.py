@@ -69,6 +69,25 @@ def test_contours_of_a_series_are_reviewed_on_their_image(
     )
 
 
+def test_contours_of_an_earlier_call_in_another_format_are_not_taken_for_these(
+    tmp_path: Path, model_file: Path
+) -> None:
+    write_series(tmp_path / "ct", IMAGE, SeriesIdentity(label="P1"))
+    first, second = load_model(model_file), tmp_path / "second.consilium"
+    weights = {name: -value for name, value in first.network.state_dict().items()}
+    save_model(second, first.description, weights)
+    out = tmp_path / "out"
+    for file, form in ((model_file, "rtstruct"), (second, "nifti")):
+        assert run("contour", file, tmp_path / "ct", out, "--engine", "torch", "--format", form) == 0
+    dataset = open_contoured(out)
+    (case,) = dataset.cases()
+    reader = f"model-{load_model(second).digest[:8]}"
+    expected = expected_masks(second)
+    assert any((mask != expected[name]).any() for name, mask in expected_masks(model_file).items())
+    for name, mask in expected.items():
+        assert np.array_equal(dataset.load_mask(case, name, reader), mask), name
+
+
 def test_without_the_image_the_page_says_what_to_do(tmp_path: Path, model_file: Path) -> None:
     write_nifti(tmp_path / "ct.nii.gz", IMAGE)
     out = tmp_path / "out"

@@ -11,7 +11,7 @@ from consilium.cases.files import write_json
 from consilium.cases.nifti import read_nifti, write_nifti
 from consilium.cli import cascades
 from consilium.cli.console import console, print_table, progress_bar
-from consilium.cli.contoured import contour_dataset, write_source_note
+from consilium.cli.contoured import DICOM_NAMES, contour_dataset, write_source_note
 from consilium.errors import ConfigurationError, DataError
 from consilium.exporters.dicom_reference import SeriesReference
 from consilium.exporters.dicom_seg import export_seg
@@ -29,7 +29,6 @@ from consilium.types import Mask, Progress
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 FORMATS = ("rtstruct", "seg", "nifti")
-DICOM_NAMES = {"rtstruct": "contours.dcm", "seg": "segmentation.dcm"}
 
 
 def contour(
@@ -92,7 +91,7 @@ def contour(
                 write_nifti(out / f"{file_name_of(name)}.nii.gz", Volume(mask, volume.grid))
         if doubt:
             write_nifti(out / "doubt.nii.gz", Volume(entropy_on_grid(prediction, volume.grid), volume.grid))
-    write_json(out / CONTOURS, _record(found, models))
+    write_json(out / CONTOURS, {"format": chosen, **_record(found, models)})
     write_source_note(out, source, header)
     print_table(
         "Contours",
@@ -145,7 +144,7 @@ def _use_cascade(file: Path, paths: list[Path], output_format: str, series: str,
     else:
         written = out / f"{file_name_of(result.structure)}.nii.gz"
         write_nifti(written, Volume(result.labels, volume.grid))
-    write_json(out / CONTOURS, cascades.result_record(result, digest))
+    write_json(out / CONTOURS, {"format": chosen, **cascades.result_record(result, digest)})
     write_source_note(out, source, header)
     cascades.print_found(result)
     console.print(f"Written: {written}", markup=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from consilium.inference.model import Model
 from consilium.review.places import CONTOURS, INNER_DATASET
 from consilium.types import Mask, Progress
 
+DICOM_NAMES = {"rtstruct": "contours.dcm", "seg": "segmentation.dcm"}
 SOURCE_NOTE = Path("private") / "source.json"
 """Where the image lies; its path may name a patient, so that only the owner may read it."""
 
@@ -87,7 +88,8 @@ def open_contoured(out: Path) -> Dataset:
         drawn = {row["structure"]: bool(row["voxels"]) for row in record["structures"]}
         wanted = {name: drawn[name] for name in sorted(doubts) if case.annotation(name, reader) is None}
         files = {row["structure"]: _Place.of(record, row) for row in record["structures"]}
-        for done, (name, mask) in enumerate(_masks(out, case.image.grid, wanted, frame, files)):
+        dicom = _dicom_of(out, str(record.get("format", "")))
+        for done, (name, mask) in enumerate(_masks(out, case.image.grid, wanted, frame, files, dicom)):
             progress("contours", done, len(wanted))
             write_annotation(dataset, case_id, name, mask, reader=reader, doubt=doubts[name])
     return dataset
@@ -118,18 +120,23 @@ class _Place:
         return cls(f"{file_name_of(name)}.nii.gz", int(row.get("number", 0)))
 
 
+def _dicom_of(out: Path, form: str) -> Path | None:
+    """The DICOM file of the contours; None for NIfTI. The folder may hold another of an earlier call."""
+    names = [DICOM_NAMES[form]] if form in DICOM_NAMES else [] if form else list(DICOM_NAMES.values())
+    return next((out / name for name in names if (out / name).exists()), None)
+
+
 def _masks(
-    out: Path, grid: Grid, wanted: dict[str, bool], frame: str, places: dict[str, _Place]
+    out: Path, grid: Grid, wanted: dict[str, bool], frame: str, places: dict[str, _Place], dicom: Path | None
 ) -> Iterator[tuple[str, Mask]]:
-    """The masks in whichever format they were written; ``wanted`` says which have any voxel."""
-    rtstruct, seg = out / "contours.dcm", out / "segmentation.dcm"
+    """The masks in the format in which they were written; ``wanted`` says which have any voxel."""
     drafts: dict[str, Any] = {}
-    if rtstruct.exists():
-        contours = read_rtstruct(rtstruct)
+    if dicom is not None and dicom.name == DICOM_NAMES["rtstruct"]:
+        contours = read_rtstruct(dicom)
         placed = annotations_from_rtstruct(contours, grid, sop_uids=(), frame_of_reference_uid=frame)
         drafts = {a.structure: a.mask for a in placed.annotations}
-    elif seg.exists():
-        found, _ = annotations_from_seg(seg, grid, frame_of_reference_uid=frame, reader=MODEL_READER)
+    elif dicom is not None:
+        found, _ = annotations_from_seg(dicom, grid, frame_of_reference_uid=frame, reader=MODEL_READER)
         drafts = {a.structure: a.mask for a in found}
     for name, any_voxel in wanted.items():
         file, number = out / places[name].file, places[name].number
