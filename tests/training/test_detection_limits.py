@@ -10,7 +10,9 @@ from consilium.geometry.affine import Affine
 from consilium.geometry.volume import Grid
 from consilium.inference.preprocess import Preprocessing
 from consilium.losses.detection import DetectionLoss
+from consilium.metrics.detection import compute_nodule_dice
 from consilium.training.candidate_patches import PatchConfig, train_segmenter
+from consilium.training.cascade_evaluation import without_ignored
 from consilium.training.config import Budget
 from consilium.training.detection import (
     LUNG_WINDOW,
@@ -77,3 +79,12 @@ def test_the_same_seed_trains_to_the_same_loss() -> None:
     short = replace(CONFIG, budget=Budget(steps=3), crop_zyx=(24, 24, 24))
     one, two = (train_detector([lone_case()], short)[1] for _ in range(2))
     assert one == two
+
+
+def test_a_contour_on_a_thing_that_is_ignored_is_no_false_one() -> None:
+    outlined = np.array([[[1, 1, 0, 2, 2, 0, 0]]])
+    reference = np.where(outlined == 1, 1, 0)
+    drawn = np.array([[[4, 0, 0, 5, 0, 0, 6]]])
+    counted = compute_nodule_dice(reference, without_ignored(drawn, outlined, reference))
+    assert counted.false_positives == 1, "the one that touches nothing at all"
+    assert counted.found == (True,)

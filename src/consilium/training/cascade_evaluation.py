@@ -133,10 +133,10 @@ def evaluate_cascade(
         result = contour_instances(cascade, image, least_confidence=0.0)
         reference = dice = None
         if annotation is not None:
-            reference = _numbers_of(
-                dataset.load_instances(case, cascade.structure, annotation.reader), wanted
-            )
-            dice = compute_nodule_dice(reference, sure_labels(result, chosen.least_confidence))
+            outlined = dataset.load_instances(case, cascade.structure, annotation.reader)
+            reference = _numbers_of(outlined, wanted)
+            sure = sure_labels(result, chosen.least_confidence)
+            dice = compute_nodule_dice(reference, without_ignored(sure, outlined, reference))
         readers, model = _agreement(dataset, case, wanted, sure_labels(result, chosen.least_confidence))
         found = [(i.candidate.centre_lps_mm, i.confidence) for i in result.instances]
         raw = [(c.centre_lps_mm, c.score) for c in result.candidates]
@@ -168,6 +168,13 @@ def sure_labels(result: CascadeResult, least_confidence: float) -> Array:
     """Numbers (Z, Y, X) of the instances that are at least so sure."""
     sure = [i.number for i in result.instances if i.confidence >= least_confidence]
     return np.where(np.isin(result.labels, sure), result.labels, 0)
+
+
+def without_ignored(labels: Array, outlined: Array, reference: Array) -> Array:
+    """Numbers (Z, Y, X) without contours that touch only outlined things that are to be ignored."""
+    ignored = np.unique(labels[(outlined != 0) & (reference == 0)])
+    right = np.unique(labels[reference != 0])
+    return np.where(np.isin(labels, np.setdiff1d(ignored, right)), 0, labels)
 
 
 def match_candidates(
