@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from consilium.cases.dataset import Dataset, create_dataset, open_dataset
+from consilium.cases.folder import CORRECTION
 from consilium.geometry.crop import Box
-from consilium.review.corrections import READER_PREFIX, add_correction, complete_corrections
+from consilium.review.corrections import add_correction, complete_corrections
 from consilium.review.images import pack_bits
 from consilium.review.security import cookie_of
 from consilium.review.store import Decision, DecisionStore, Verdict
@@ -104,7 +105,7 @@ def check_nothing_is_half_done(folder: Path, told: Told) -> None:
     assert len(made) == len(history), "a decision was doubled"
     assert told.confirmed.items() <= made.items(), "a confirmed correction is gone"
     assert set(made) <= set(told.asked)
-    corrections = [a.reader for a in case.annotations if a.reader.startswith(READER_PREFIX)]
+    corrections = [a.reader for a in case.annotations if a.reader.startswith(CORRECTION)]
     assert sorted(corrections) == sorted(made.values()), "a contour without its decision, or the reverse"
     for reader in corrections[-3:]:
         annotation = case.annotation("Bladder", reader)
@@ -199,12 +200,12 @@ def test_two_processes_that_correct_at_once_overwrite_nothing(dataset: Dataset) 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None
         assert other.stdout is not None
-        assert other.stdout.readline() == f"{READER_PREFIX}1\n"
+        assert other.stdout.readline() == f"{CORRECTION}1\n"
         thread = threading.Thread(target=add_correction, args=(dataset, case_id, "Bladder", ours))
         thread.start()
         thread.join(timeout=1)
         other.stdin.write("\n")
         other.stdin.close()
         thread.join()
-    found = {a.reader: a.voxels for a in dataset.case(case_id).annotations if READER_PREFIX in a.reader}
-    assert found == {f"{READER_PREFIX}1": 1, f"{READER_PREFIX}2": ours.size}
+    found = {a.reader: a.voxels for a in dataset.case(case_id).annotations if CORRECTION in a.reader}
+    assert found == {f"{CORRECTION}1": 1, f"{CORRECTION}2": ours.size}

@@ -25,7 +25,14 @@ from consilium.cases.commit import (
 )
 from consilium.cases.draft import CaseDraft
 from consilium.cases.files import read_json, write_json
-from consilium.cases.folder import CASE_RECORD, bytes_sha256, file_name_of, path_inside, write_case
+from consilium.cases.folder import (
+    CASE_RECORD,
+    bytes_sha256,
+    carry_corrections,
+    file_name_of,
+    path_inside,
+    write_case,
+)
 from consilium.cases.names import load_names, rename_draft
 from consilium.cases.nifti import read_nifti
 from consilium.cases.private import PrivatePart
@@ -135,10 +142,11 @@ class Dataset:
 
         Interrupted anywhere, by a kill or a full disk, the dataset stays as it was or holds the whole case.
         Adding the same source again changes nothing. Several processes may add at once. Structures take the
-        names that the dataset's ``names.toml`` accepts.
+        names that the dataset's ``names.toml`` accepts. A case that replaces another keeps its corrections.
 
         Raises:
-            DatasetError: If the case is there from a source of other content and ``replace`` is false.
+            DatasetError: If the case is there from a source of other content and ``replace`` is false, or has
+                corrections that were drawn on another image.
             OSError: If the system cannot write, e.g. because the disk is full.
         """
         private = self.private_part()
@@ -155,6 +163,8 @@ class Dataset:
                 if digest is not None and not replace:
                     return self._same_source(self._read_case(case_id, digest), draft), Added.UNCHANGED
                 before = self._undamaged(case_id, digest)
+                if before is not None:
+                    case = carry_corrections(self.case_folder(case_id), before, incoming, case)
                 try:
                     begin_exchange(self.folder, case_id, incoming)
                     private.write_record(case_id, draft.private)

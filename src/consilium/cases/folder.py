@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ from consilium.cases.case import (
 )
 from consilium.cases.draft import AnnotationDraft, CaseDraft
 from consilium.cases.files import sync_folder, write_json
-from consilium.cases.nifti import content_sha256, write_nifti
+from consilium.cases.nifti import content_sha256, read_nifti, write_nifti
 from consilium.errors import DataError, DatasetError
 from consilium.geometry.volume import Grid, Volume
 
 CASE_RECORD = "case.json"
+CORRECTION = "correction-"
+"""How the readers of contours begin that a person drew here, in the review."""
 
 
 def file_name_of(name: str) -> str:
@@ -75,6 +79,47 @@ def write_case(folder: Path, draft: CaseDraft, case_id: str, patient_id: str) ->
     write_json(folder / CASE_RECORD, case_to_json(case))
     _sync_tree(folder)
     return case
+
+
+def carry_corrections(old: Path, before: Case, new: Path, case: Case) -> Case:
+    """Take what a person drew in a case into the folder that is to replace it; damaged masks stay behind.
+
+    Args:
+        old: The case's folder.
+        before: Its record.
+        new: As `write_case` left it.
+        case: Its record.
+
+    Raises:
+        DatasetError: The new image is another, on which the corrections may be wrong.
+    """
+    drawn = [a for a in before.annotations if a.reader.startswith(CORRECTION) and _is_whole(old, a)]
+    if not drawn:
+        return case
+    if (before.image.content_sha256, before.image.grid) != (case.image.content_sha256, case.image.grid):
+        raise DatasetError(
+            f"{case.case_id}: must keep its image for its {len(drawn)} corrections to stay; the source's "
+            "is another. Import it into a new dataset, so that nothing that was drawn is lost."
+        )
+    for file in filter(None, (annotation.file for annotation in drawn)):
+        (new / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(old / file, new / file)
+    case = replace(case, annotations=(*case.annotations, *drawn))
+    write_json(new / CASE_RECORD, case_to_json(case))
+    _sync_tree(new)
+    return case
+
+
+def _is_whole(folder: Path, annotation: Annotation) -> bool:
+    if annotation.file is None:
+        return True
+    try:
+        return (
+            content_sha256(read_nifti(path_inside(folder, annotation.file)).array)
+            == annotation.content_sha256
+        )
+    except (DataError, OSError):
+        return False
 
 
 def _write_annotation(folder: Path, draft: AnnotationDraft, grid: Grid) -> Annotation:

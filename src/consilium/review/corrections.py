@@ -7,10 +7,9 @@ from consilium.cases.annotate import write_annotation
 from consilium.cases.case import Annotation, Case
 from consilium.cases.commit import dataset_lock
 from consilium.cases.dataset import Dataset
+from consilium.cases.folder import CORRECTION
 from consilium.review.store import DecisionConflict, DecisionStore
 from consilium.types import Mask
-
-READER_PREFIX = "correction-"
 
 
 def add_correction(
@@ -74,6 +73,6 @@ def content_of(annotation: Annotation | None) -> str:
 def _next_reader(case: Case) -> str:
     taken = {annotation.reader for annotation in case.annotations}
     number = 1
-    while f"{READER_PREFIX}{number}" in taken:
+    while f"{CORRECTION}{number}" in taken:
         number += 1
-    return f"{READER_PREFIX}{number}"
+    return f"{CORRECTION}{number}"
