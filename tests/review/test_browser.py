@@ -169,6 +169,27 @@ def test_the_picture_shows_the_image_where_the_patient_is(page: Any, dataset: Da
     assert np.abs(np.array(grey).reshape(expected.shape) - expected).max() <= 1
 
 
+def test_letters_say_where_the_patient_is_right_and_left(page: Any) -> None:
+    """The voxels under two corners of each view lie to each other as the letters at its edges say."""
+    open_case(page)
+    page.locator('.pane[data-sides="APSI"]').wait_for()
+    views = page.evaluate(
+        """() => window.consilium.panes.map((pane) => {
+        const box = pane.canvas.getBoundingClientRect();
+        const from = pane.voxel({ clientX: box.left, clientY: box.top });
+        const to = pane.voxel({ clientX: box.right, clientY: box.bottom });
+        return { sides: pane.element.dataset.sides, axes: [pane.u, pane.v],
+                 grows: [to.u > from.u, to.v > from.v] }; })"""
+    )
+    # Axes of the canonical image: Z towards Superior, Y towards Posterior, X towards Left.
+    ends = {0: "IS", 1: "AP", 2: "RL"}
+    for view in views:
+        letters = [ends[axis] if grows else ends[axis][::-1]
+                   for axis, grows in zip(view["axes"], view["grows"], strict=True)]  # fmt: skip
+        assert view["sides"] == "".join(letters)
+    assert {view["sides"] for view in views} == {"RLAP", "RLSI", "APSI"}
+
+
 def test_two_readers_are_compared_and_the_worst_slice_is_one_click_away(page: Any, dataset: Dataset) -> None:
     case = dataset.case(open_case(page))
     choose(page, "Bladder", "clinical")

@@ -5,6 +5,9 @@ import { PLANES } from "./mask.js";
 
 const AHEAD = 6;
 
+// Where the patient's Right, Left, Anterior, Posterior, Superior and Inferior are: left, right, top, bottom edge.
+const SIDES = { axial: "RLAP", coronal: "RLSI", sagittal: "APSI" };
+
 export class Pane {
   constructor(element, shape, spacing, view) {
     this.element = element;
@@ -107,6 +110,7 @@ export class Pane {
     context.drawImage(this.picture, place.x, place.y, place.ku * this.shape[this.u], place.kv * this.shape[this.v]);
     if (this.view.outlines) this.paintOutlines(place);
     this.paintCrosshair(place);
+    this.paintSides(place);
     if (this.view.cursor?.pane === this) this.paintCursor(place);
     this.describe();
     this.element.dataset.drawn = key;
@@ -174,6 +178,19 @@ export class Pane {
     this.context.moveTo(0, y);
     this.context.lineTo(place.width, y);
     this.context.stroke();
+  }
+
+  paintSides({ width, height, ratio }) {
+    const context = this.context, edge = 12 * ratio, sides = SIDES[this.plane];
+    const at = [[edge, height / 2], [width - edge, height / 2], [width / 2, edge], [width / 2, height - edge]];
+    context.font = `600 ${13 * ratio}px ui-monospace, Menlo, Consolas, monospace`;
+    [context.textAlign, context.textBaseline, context.lineJoin] = ["center", "middle", "round"];
+    [context.strokeStyle, context.lineWidth, context.fillStyle] = ["#000", 3 * ratio, "#cfd8e6"];
+    this.element.dataset.sides = sides;
+    at.forEach(([x, y], k) => {
+      context.strokeText(sides[k], x, y);
+      context.fillText(sides[k], x, y);
+    });
   }
 
   paintCursor(place) {
