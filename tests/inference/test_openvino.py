@@ -56,6 +56,17 @@ def test_contours_are_the_same_as_by_torch(kind: str, rng: np.random.Generator) 
             assert dice(one, two) >= 0.999
 
 
+def test_a_network_for_adaptation_stays_with_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused where it is asked to contour alone; before that it must not be timed as if it could."""
+    monkeypatch.setattr(engine, "is_installed", lambda: True)
+    model = small_model()
+    config = dataclasses.replace(model.description.network, in_channels=6)
+    description = dataclasses.replace(model.description, network=config)
+    adapting = Model(description=description, network=build_network(config), device=torch.device("cpu"))
+    assert engine.choose_engine(adapting, memory=tmp_path) is adapting
+    assert list(tmp_path.iterdir()) == []
+
+
 @needs_openvino
 def test_the_answer_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("unet3d")

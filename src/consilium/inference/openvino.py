@@ -114,7 +114,7 @@ def choose_engine(model: Model, engine: str = "auto", *, memory: Path | None = N
     Where OpenVINO is installed, ``auto`` times both once per model and machine, and remembers the answer.
 
     Args:
-        model: On the processor; on a GPU torch is the engine.
+        model: On a GPU, and for adaptation, torch is the engine.
         engine: One of `ENGINES`.
         memory: Where answers are kept; None: the user's cache folder.
 
@@ -129,7 +129,7 @@ def choose_engine(model: Model, engine: str = "auto", *, memory: Path | None = N
         if not on_processor:
             raise ConfigurationError("--engine: openvino runs on the processor; the model is on a GPU.")
         return with_openvino(model)
-    if engine == "torch" or not on_processor or not is_installed():
+    if engine == "torch" or not on_processor or model.description.takes_prior or not is_installed():
         return model
     path = (memory or _cache_folder()) / f"engine-{_fingerprint(model)}.json"
     known = _read(path)
