@@ -122,6 +122,17 @@ def test_a_dataset_is_contoured_and_goes_on_where_it_stopped(tmp_path: Path, mod
     assert run("validate", dataset.folder) == 0
 
 
+@pytest.mark.parametrize("option", [("--doubt",), ("--format", "nifti"), ("--engine", "abacus")])
+def test_an_option_that_a_dataset_has_no_use_for_is_refused(
+    tmp_path: Path, model_file: Path, option: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = create_dataset(tmp_path / "dataset")
+    case, _ = dataset.add(draft(1))
+    assert run("contour", *option, model_file, dataset.folder) != 0
+    assert option[0] in capsys.readouterr().err
+    assert dataset.case(case.case_id) == case
+
+
 def test_a_volume_on_another_grid_keeps_its_place(tmp_path: Path, model_file: Path) -> None:
     turned = Volume(np.ascontiguousarray(IMAGE.array[::-1]), IMAGE.grid)
     write_nifti(tmp_path / "ct.nii.gz", turned)

@@ -65,7 +65,13 @@ def contour(
         _use_cascade(cascade, paths[1:], output_format, series, doubt)
         return
     if len(paths) >= 2 and (paths[-1] / MANIFEST).exists():
-        contour_dataset([load_model(run) for run in paths[:-1]], open_dataset(paths[-1]))
+        if output_format or series or doubt:
+            raise ConfigurationError(
+                "contour: --format, --series and --doubt are for one image; a dataset takes contours as a "
+                "reader of its own. Leave them out, or name the image and an output folder."
+            )
+        models = [choose_engine(load_model(run), engine) for run in paths[:-1]]
+        contour_dataset(models, open_dataset(paths[-1]))
         return
     if len(paths) < 3:
         raise ConfigurationError(

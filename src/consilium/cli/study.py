@@ -97,7 +97,7 @@ def result_table(results: Sequence[ArmResult], arms: Sequence[Arm]) -> TableBloc
             "steps", "seconds per step", "predicted peak GiB",
         ],
         rows=rows,
-        note="Mean over structures, then seeds. The interval resamples patients (bootstrap). Weights are "
+        note="Mean over structures, then seeds. The interval resamples cases (bootstrap). Weights are "
         "those of the best validation, so all figures are slightly too good, alike for every network.",
     )  # fmt: skip
 
