@@ -14,7 +14,9 @@ from consilium.cases.nifti import read_nifti, write_nifti
 from consilium.cli.contour import contour
 from consilium.cli.contoured import model_reader, open_contoured
 from consilium.cli.evaluate import evaluate
+from consilium.cli.info import info
 from consilium.cli.pack import pack
+from consilium.cli.report import report
 from consilium.cli.train import train
 from consilium.errors import CheckpointError, ConfigurationError, DatasetError, RunError
 from consilium.inference.cascade_file import load_cascade
@@ -48,6 +50,20 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert train(dataset.folder, folder, structures="Nodule", steps=STEPS, detect=True) == 0
     return folder
+
+
+def test_info_tells_what_a_cascade_is_and_report_where_its_results_are(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info(run, as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert (record["structure"], record["ready"]) == ("Nodule", True)
+    assert record["reasons"] == list(open_cascade_run(run).reasons)
+    info(run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(" ".join(reason.split()) in said for reason in record["reasons"])
+    with pytest.raises(ConfigurationError, match="consilium evaluate run DATASET"):
+        report(run)
 
 
 def stop_after(calls: int) -> Callable[[], bool]:

@@ -25,7 +25,10 @@ def info(
         else:
             print_dataset(opened)
     elif (folder / RUN_CONFIG).is_file():
-        record = describe_run(folder)
+        # Loads torch, which a look at a dataset should not wait for.
+        from consilium.training.cascade_run import is_cascade_run
+
+        record = describe_cascade_run(folder) if is_cascade_run(folder) else describe_run(folder)
         if as_json:
             console.print_json(data=record)
         else:
@@ -111,7 +114,6 @@ def print_dataset(dataset: Dataset) -> None:
 
 def describe_run(folder: Path) -> dict[str, Any]:
     """What was trained and how far it came, JSON-able."""
-    # Loads torch, which a look at a dataset should not wait for.
     from consilium.training.run_folder import open_run
 
     run = open_run(folder)
@@ -133,10 +135,31 @@ def describe_run(folder: Path) -> dict[str, Any]:
     }
 
 
+def describe_cascade_run(folder: Path) -> dict[str, Any]:
+    """What a cascade is to find, whether it is ready and why it is as it is, JSON-able."""
+    from consilium.inference.cascade_file import CASCADE_FILE
+    from consilium.training.cascade_run import open_cascade_run
+
+    run = open_cascade_run(folder)
+    return {
+        "kind": "cascade-run",
+        "structure": run.config.structure,
+        "training_cases": len(run.split.training),
+        "validation_cases": len(run.split.validation),
+        "ready": (folder / CASCADE_FILE).is_file(),
+        "reasons": list(run.reasons),
+        "files": sorted(path.name for path in folder.iterdir() if path.is_file()),
+    }
+
+
 def print_run(record: dict[str, Any]) -> None:
-    """The tables of a run."""
+    """The tables of a run, and why a cascade is as it is."""
     facts = [(key.replace("_", " "), _text(record[key])) for key in record if key not in _NOT_FACTS]
     print_table("Run", ("fact", "value"), facts)
+    if record["kind"] == "cascade-run":
+        for reason in record["reasons"]:
+            console.print(reason, markup=False)
+        return
     best = record["best_validation"]
     if best is None:
         console.print("No validation yet.")
@@ -149,7 +172,7 @@ def print_run(record: dict[str, Any]) -> None:
     console.print(f"Mean: {_text(best.get('mean'))}", markup=False)
 
 
-_NOT_FACTS = frozenset({"kind", "best_validation", "files"})
+_NOT_FACTS = frozenset({"kind", "best_validation", "reasons", "files"})
 
 
 def _text(value: object) -> str:

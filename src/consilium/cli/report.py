@@ -15,6 +15,7 @@ from consilium.cli.report_results import EVALUATION, result_sections
 from consilium.errors import ConfigurationError
 from consilium.pages.page import Section, TableBlock, Text, write_page
 from consilium.review.run_page import Blocks, environment_table, plan_blocks, run_sections
+from consilium.training.cascade_run import is_cascade_run
 from consilium.training.run_folder import CONFIG, SPLIT, open_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -41,6 +42,11 @@ def report(
     pdf: Annotated[bool, typer.Option(help="Also write a PDF, where Chromium is installed.")] = True,
 ) -> None:
     """Write a run's report: one self-contained HTML file, and a PDF where Chromium is installed."""
+    if is_cascade_run(run):
+        raise ConfigurationError(
+            f"report: {run.name} is a cascade, whose results evaluate writes as a page of its own: consilium "
+            f"evaluate {run.name} DATASET EVALUATION"
+        )
     opened = open_run(run)
     out = out or run / "report.html"
     sections = report_sections(run, find_evaluations(run, evaluation or ()), fingerprint=opened.fingerprint)
