@@ -107,10 +107,11 @@ class CaseFacts:
 def compute_case_facts(dataset: Dataset, case: Case) -> CaseFacts:
     """Read a dataset's case: its image and masks, one at a time; what models propose does not count."""
     image = dataset.load_image(case)
+    drawn = [a for a in case.annotations if not a.derived and not a.proposed]
     masks = {
         (a.structure, a.reader): lambda a=a: dataset.load_mask(case, a.structure, a.reader)
-        for a in case.annotations
-        if a.state is State.CONTOURED and not a.derived and not a.proposed
+        for a in drawn
+        if a.state is State.CONTOURED
     }
     image_facts, structures = _look(image, masks, {i.structure for i in case.instances})
     return CaseFacts(
@@ -123,11 +124,7 @@ def compute_case_facts(dataset: Dataset, case: Case) -> CaseFacts:
         findings=case.findings,
         image=image_facts,
         structures=structures,
-        absent=tuple(
-            a.structure
-            for a in case.annotations
-            if a.state is State.ABSENT and not a.derived and not a.proposed
-        ),
+        absent=tuple(a.structure for a in drawn if a.state is State.ABSENT),
     )
 
 

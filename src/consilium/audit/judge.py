@@ -11,6 +11,7 @@ import numpy as np
 
 from consilium.audit.facts import AIR_HU, CaseFacts, StructureFacts, compute_case_facts
 from consilium.cases.dataset import Dataset
+from consilium.cases.validate import RESTORE
 from consilium.errors import DataError
 from consilium.standards.names import CONFIDENT, find_sure_name, propose_name
 from consilium.types import Progress, no_progress
@@ -95,8 +96,7 @@ def audit_dataset(dataset: Dataset, progress: Progress = no_progress) -> Audit:
         try:
             facts.append(compute_case_facts(dataset, dataset.case(case_id)))
         except DataError as fault:
-            remedy = "Restore it, or import the case again with --replace."
-            damaged.append(_block("unusable-case", case_id, str(fault).removeprefix(f"{case_id}: "), remedy))
+            damaged.append(_block("unusable-case", case_id, str(fault).removeprefix(f"{case_id}: "), RESTORE))
     progress("auditing cases", len(case_ids), len(case_ids))
     return judge(facts, damaged, found=len(case_ids))
 

@@ -131,13 +131,13 @@ def evaluate_cascade(
         said += 1
         image = dataset.load_image(case)
         result = contour_instances(cascade, image, least_confidence=0.0)
+        sure = sure_labels(result, chosen.least_confidence)
         reference = dice = None
         if annotation is not None:
             outlined = dataset.load_instances(case, cascade.structure, annotation.reader)
             reference = _numbers_of(outlined, wanted)
-            sure = sure_labels(result, chosen.least_confidence)
             dice = compute_nodule_dice(reference, without_ignored(sure, outlined, reference))
-        readers, model = _agreement(dataset, case, wanted, sure_labels(result, chosen.least_confidence))
+        readers, model = _agreement(dataset, case, wanted, sure)
         found = [(i.candidate.centre_lps_mm, i.confidence) for i in result.instances]
         raw = [(c.centre_lps_mm, c.score) for c in result.candidates]
         labels = ScanLabels(
